@@ -1,0 +1,56 @@
+"""Adversarial attacks, compiled, in every norm.
+
+    attack = attacks.PGD(norm="linf", steps=40, restarts=2)
+    result = attacks.run(attack, classifier, images, labels, eps=0.1, key=jax.random.key(0))
+    robust_accuracy = 1 - result.success.mean()
+"""
+
+import dataclasses
+
+from prunejax import names
+from prunejax.attacks.attack import Attack, AttackResult
+from prunejax.attacks.deepfool import DeepFool, DeepFoolState
+from prunejax.attacks.fgsm import FGSM, FGSMState
+from prunejax.attacks.losses import LOSSES
+from prunejax.attacks.pgd import PGD, PGDState
+from prunejax.attacks.runner import run
+from prunejax.attacks.sigma_zero import SigmaZero, SigmaZeroState
+
+ATTACKS: dict[str, type[Attack]] = {
+    "fgsm": FGSM,
+    "pgd": PGD,
+    "deepfool": DeepFool,
+    "sigma_zero": SigmaZero,
+}
+
+
+def create(name: str, **options) -> Attack:
+    """The attack called `name` with these hyperparameters, such as `norm` or `steps`.
+
+    Raises:
+      ValueError: an unknown attack or hyperparameter, or a value out of range.
+    """
+    attack = names.lookup("attack", name, ATTACKS)
+    valid = [field.name for field in dataclasses.fields(attack)]
+    for option in options:
+        if option not in valid:
+            raise names.unknown(f"option of attack {name!r}", option, valid)
+    return attack(**options)
+
+
+__all__ = [
+    "ATTACKS",
+    "FGSM",
+    "LOSSES",
+    "PGD",
+    "Attack",
+    "AttackResult",
+    "DeepFool",
+    "DeepFoolState",
+    "FGSMState",
+    "PGDState",
+    "SigmaZero",
+    "SigmaZeroState",
+    "create",
+    "run",
+]

@@ -1,0 +1,94 @@
+"""Projected gradient descent, for every norm."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from prunejax import names, norms
+from prunejax.attacks import losses
+from prunejax.attacks.attack import Attack, AttackResult, logits_of
+
+
+class PGDState(NamedTuple):
+    """State of PGD.
+
+    Attributes:
+      image, label, eps: clean image, its label (or target) and budget.
+      x: the current iterate.
+      found: the first iterate that was adversarial.
+    """
+
+    image: jax.Array
+    label: jax.Array
+    eps: jax.Array
+    x: jax.Array
+    found: AttackResult
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PGD(Attack):
+    """Steepest ascent on the loss, projected on ball and box after each step.
+
+        x <- P(x + alpha * direction(grad L(x)))
+
+    The projection on the intersection of ball and box is exact, the first adversarial iterate is
+    kept, and the last one is looked at too. Madry et al. (2018), section 2; for L1 the direction is
+    the sparse one of Tramer & Boneh (2019), for L0 the projection that of Croce & Hein (2019).
+
+    Attributes:
+      loss: what is maximised, a key of `losses.LOSSES`.
+      relative_step: step length alpha as a share of eps; by default 2.5 / steps in Linf and L2,
+        0.2 in L1. In L0 the length is not a share of eps but absolute (default 120000 / 255, of a
+        gradient of unit L1 length): far enough to reach corners of the box.
+      random_start: start at a random point of ball and box instead of the clean image.
+    """
+
+    norm: str = "linf"
+    steps: int = 40
+    loss: str = "margin"
+    relative_step: float | None = None
+    random_start: bool = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        names.lookup("loss", self.loss, losses.LOSSES)
+        if self.relative_step is not None and not self.relative_step > 0:
+            raise ValueError(f"relative_step is {self.relative_step}; it must be positive.")
+
+    def init(self, classifier, image, label, key, eps) -> PGDState:
+        del classifier
+        start = norms.get(self.norm).random_start(key, image, eps) if self.random_start else 0.0
+        x = jnp.clip(image + start, 0, 1)
+        return PGDState(image, label, eps, x, self.nothing_found(image))
+
+    def step(self, classifier, state: PGDState) -> PGDState:
+        def objective(x):
+            logits = logits_of(classifier, x)
+            loss = losses.LOSSES[self.loss](logits, state.label)
+            return (-loss if self.targeted else loss), logits
+
+        norm = norms.get(self.norm)
+        grad, logits = jax.grad(objective, has_aux=True)(state.x)
+        direction = norm.direction(grad, state.x)
+        delta = state.x + self.step_length(state.eps) * direction - state.image
+        x = jnp.clip(state.image + norm.project(delta, state.image, state.eps), 0, 1)
+        return state._replace(x=x, found=self._look(state, logits))
+
+    def step_length(self, eps: jax.Array) -> jax.Array:
+        """alpha, in the units of the norm's direction."""
+        if self.norm in ("l0", "l0_pixels"):
+            return jnp.asarray(self.relative_step or 120_000 / 255)
+        default = 0.2 if self.norm == "l1" else 2.5 / self.steps
+        return eps * (self.relative_step or default)
+
+    def finished(self, state: PGDState) -> jax.Array:
+        return state.found.success
+
+    def result(self, classifier, state: PGDState) -> AttackResult:
+        return self._look(state, logits_of(classifier, state.x))
+
+    def _look(self, state: PGDState, logits: jax.Array) -> AttackResult:
+        adversarial = self.is_adversarial(logits, state.label) & ~state.found.success
+        return self.nearest(state.found, state.image, state.x, adversarial)

@@ -1,0 +1,274 @@
+"""Drives any attack over any number of examples: everything that is not mathematics.
+
+A fixed number of lanes, one example each, is advanced by compiled chunks of steps, all devices
+sharing the lanes. An example that is finished leaves its lane to the next in the queue, so the
+batch stays full, nothing is recompiled when examples drop out, and memory does not grow with the
+number of examples. A further restart of an example is one more entry in the queue.
+"""
+
+import collections
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+
+from prunejax import norms
+from prunejax.attacks.attack import Attack, AttackResult
+from prunejax.canonical import canonical
+from prunejax.classifier import Classifier
+
+# Between two looks at which examples are finished.
+CHUNK_STEPS = 10
+# The budget may be exceeded by the rounding of float32 images, and by no more.
+ROUNDING = 1e-6
+
+
+def run(
+    attack: Attack,
+    classifier: Classifier,
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    key: jax.Array,
+    eps: float | np.ndarray | None = None,
+    indices: np.ndarray | None = None,
+    batch_size: int = 256,
+    devices: Sequence[jax.Device] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> AttackResult:
+    """Attacks every example.
+
+    An example that the classifier gets wrong already is not attacked: its distance is 0. Success is
+    confirmed by a fresh forward pass on the returned image, within ball and box.
+
+    Args:
+      attack: which attack.
+      classifier: maps images in [0, 1] to logits.
+      images: `[N, ...]` float32 in [0, 1].
+      labels: `[N]` integers: the true classes, or the classes to reach for a targeted attack.
+      key: the key; each example's own is derived from it and from its index.
+      eps: budget in the attack's norm, a number or `[N]`; needed by fixed-budget attacks. For
+        minimum-norm attacks None.
+      indices: `[N]` what identifies each example (its number in the test set, say), so that its
+        random numbers do not depend on which others are attacked with it; default 0 to N - 1.
+      batch_size: lanes at most.
+      devices: to share the lanes; all local ones by default.
+      progress: called with (examples done, examples in all) now and then.
+
+    Returns:
+      An `AttackResult` of numpy arrays with leading axis N.
+
+    Raises:
+      ValueError: an argument out of range; raised before anything is compiled.
+    """
+    images, labels, eps = _validated(attack, classifier, images, labels, eps)
+    number = len(images)
+    indices = np.arange(number) if indices is None else np.asarray(indices)
+    mesh = Mesh(np.array(jax.local_devices() if devices is None else devices), ("data",))
+    lanes = _Lanes(number, _lane_count(number, batch_size, mesh.size))
+    programs = _programs(attack, mesh)
+    results = AttackResult(images.copy(), np.zeros(number, bool), np.full(number, np.inf, "f4"))
+
+    with jax.default_matmul_precision("highest"):
+        state = None
+        while lanes.busy or lanes.queue:
+            fresh = lanes.fill(attack.steps)
+            if fresh.any():
+                of = np.maximum(lanes.example, 0)
+                examples = (images[of], labels[of], indices[of], lanes.restart, eps[of])
+                if state is None:
+                    state = _blank(jax.eval_shape(_start(attack), classifier, examples, key), key)
+                state, clean = programs.fill(classifier, examples, key, state, fresh)
+                already = np.asarray(clean) & fresh
+                results.success[of[already]], results.distance[of[already]] = True, 0.0
+                lanes.leave(already)
+            steps = min(CHUNK_STEPS, lanes.shortest())
+            state, finished = programs.advance(classifier, state, steps)
+            lanes.left = lanes.left - steps
+            leaving = lanes.occupied & (np.asarray(finished) | (lanes.left <= 0))
+            if lanes.should_settle(leaving):
+                of = np.maximum(lanes.example, 0)
+                found = jax.device_get(
+                    programs.settle(classifier, state, images[of], labels[of], eps[of])
+                )
+                better = leaving & (found.distance < results.distance[of])
+                for result, value in zip(results, found, strict=True):
+                    result[of[better]] = value[better]
+                again = leaving & (lanes.restart + 1 < attack.restarts)
+                lanes.leave(leaving, again if attack.minimum_norm else again & ~found.success)
+            if progress is not None:
+                progress(number - lanes.remaining, number)
+    return results
+
+
+class _Lanes:
+    """Which example each lane holds, and which are waiting. Plain bookkeeping on the host."""
+
+    def __init__(self, number: int, width: int):
+        self.queue = collections.deque((example, 0) for example in range(number))
+        self.example = np.full(width, -1)
+        self.restart = np.zeros(width, np.int32)
+        self.left = np.zeros(width, int)
+
+    @property
+    def occupied(self) -> np.ndarray:
+        return self.example >= 0
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.occupied.any())
+
+    @property
+    def remaining(self) -> int:
+        return len(self.queue) + int(self.occupied.sum())
+
+    def shortest(self) -> int:
+        return int(self.left[self.occupied].min()) if self.busy else 0
+
+    def fill(self, steps: int) -> np.ndarray:
+        """Puts waiting examples into free lanes; returns which lanes are fresh."""
+        fresh = np.zeros(len(self.example), bool)
+        for lane in np.flatnonzero(~self.occupied)[: len(self.queue)]:
+            self.example[lane], self.restart[lane] = self.queue.popleft()
+            self.left[lane], fresh[lane] = steps, True
+        return fresh
+
+    def leave(self, which: np.ndarray, again: np.ndarray | None = None) -> None:
+        """Frees lanes; those in `again` go back to the queue for one more restart."""
+        if again is not None:
+            self.queue.extend(zip(self.example[again], self.restart[again] + 1, strict=True))
+        self.example = np.where(which, -1, self.example)
+
+    def should_settle(self, leaving: np.ndarray) -> bool:
+        """Not for a single lane: the finished ones wait until an eighth of the batch is done."""
+        enough = leaving.sum() * 8 >= len(leaving) or leaving.sum() == self.occupied.sum()
+        return bool(leaving.any()) and bool(enough or (self.left[self.occupied] <= 0).any())
+
+
+class _Programs(NamedTuple):
+    fill: Callable[..., Any]
+    advance: Callable[..., Any]
+    settle: Callable[..., Any]
+
+
+@functools.cache
+def _programs(attack: Attack, mesh: Mesh) -> _Programs:
+    """The compiled parts, over lanes sharded along the mesh. Cached: equal attacks share them."""
+    one, lane = PartitionSpec(), PartitionSpec("data")
+
+    def sharded(function, in_specs, out_specs, **jit):
+        return jax.jit(
+            jax.shard_map(
+                function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+            ),
+            **jit,
+        )
+
+    def fill(classifier, examples, key, state, fresh):
+        started = canonical(_start(attack))(classifier, examples, key)
+        images, labels, *_ = examples
+        clean = attack.is_adversarial(classifier(images), labels)
+        return jax.tree.map(functools.partial(_select, fresh), started, state), clean
+
+    def advance(classifier, state, steps):
+        step = canonical(jax.vmap(attack.step, in_axes=(None, 0)))
+        state = jax.lax.fori_loop(0, steps, lambda _, s: step(classifier, s), state)
+        return state, jax.vmap(attack.finished)(state)
+
+    def settle(classifier, state, images, labels, eps):
+        found = canonical(jax.vmap(attack.result, in_axes=(None, 0)))(classifier, state)
+        adversarial = jnp.clip(found.images, 0, 1)
+        distance = jax.vmap(norms.get(attack.norm).distance)(adversarial - images)
+        confirmed = attack.is_adversarial(classifier(adversarial), labels)
+        success = found.success & confirmed & (distance <= eps * (1 + ROUNDING) + ROUNDING)
+        return AttackResult(
+            _select(success, adversarial, images), success, jnp.where(success, distance, jnp.inf)
+        )
+
+    return _Programs(
+        fill=sharded(fill, (one, lane, one, lane, lane), lane),
+        advance=sharded(advance, (one, lane, one), lane, donate_argnums=1),
+        settle=sharded(settle, (one, lane, lane, lane, lane), lane),
+    )
+
+
+def _select(which: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
+    return jnp.where(which.reshape(which.shape + (1,) * (new.ndim - 1)), new, old)
+
+
+def _start(attack: Attack) -> Callable[..., Any]:
+    """init for a batch of examples, each with the key of its index and restart."""
+
+    def start(classifier, examples, key):
+        def one(image, label, index, restart, eps):
+            own_key = jax.random.fold_in(jax.random.fold_in(key, index), restart)
+            return attack.init(classifier, image, label, own_key, eps)
+
+        return jax.vmap(one)(*examples)
+
+    return start
+
+
+def _blank(shapes: Any, key: jax.Array) -> Any:
+    """A state of these shapes with nothing in it, so that the first fill is like any other."""
+
+    def blank(leaf):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jnp.broadcast_to(key, leaf.shape)
+        return jnp.zeros(leaf.shape, leaf.dtype)
+
+    return jax.tree.map(blank, shapes)
+
+
+def _lane_count(number: int, batch_size: int, devices: int) -> int:
+    """`batch_size` by halves down to what holds all examples: few sizes, so few compilations."""
+    lanes = max(batch_size, 1)
+    while lanes // 2 >= number and lanes // 2 >= devices:
+        lanes //= 2
+    return -(-lanes // devices) * devices
+
+
+def _validated(attack, classifier, images, labels, eps):
+    images, labels = np.asarray(images), np.asarray(labels)
+    if images.ndim < 2 or not np.issubdtype(images.dtype, np.floating):
+        raise ValueError(
+            f"images has shape {images.shape} and dtype {images.dtype}; "
+            "a batch [N, ...] of floats in [0, 1] is needed (divide bytes by 255)."
+        )
+    if len(images) == 0 or labels.shape != images.shape[:1]:
+        raise ValueError(
+            f"labels has shape {labels.shape} for images of shape {images.shape}; "
+            "one label an image is needed, and at least one image."
+        )
+    if not (images.min() >= 0 and images.max() <= 1):
+        raise ValueError(
+            f"images lies in [{images.min()}, {images.max()}]; it must lie in [0, 1], "
+            "normalisation belongs inside the classifier."
+        )
+    logits = jax.eval_shape(classifier, jax.ShapeDtypeStruct((2, *images.shape[1:]), jnp.float32))
+    if not hasattr(logits, "shape") or len(logits.shape) != 2 or logits.shape[0] != 2:
+        raise ValueError(f"classifier returns {logits} for 2 images; logits [2, C] are needed.")
+    classes = logits.shape[1]
+    if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0 or labels.max() >= classes:
+        raise ValueError(
+            f"labels are {labels.dtype} in [{labels.min()}, {labels.max()}]; "
+            f"integers in [0, {classes - 1}] are needed, for the classifier has {classes} classes."
+        )
+    if attack.minimum_norm:
+        if eps is not None:
+            raise ValueError(f"eps is {eps}; {type(attack).__name__} looks for the minimum, pass None.")
+        eps = np.inf
+    elif eps is None:
+        raise ValueError(f"eps is None; {type(attack).__name__} needs a budget in {attack.norm}.")
+    eps = np.asarray(eps, np.float32)
+    if eps.shape not in ((), labels.shape) or not (eps >= 0).all():
+        raise ValueError(f"eps is {eps}; a number >= 0 is needed, or one for each example.")
+    return (
+        images.astype(np.float32),
+        labels.astype(np.int32),
+        np.broadcast_to(eps, labels.shape).copy(),
+    )

@@ -1,0 +1,112 @@
+"""sigma-zero: a minimum-L0 attack by gradient descent on a smooth stand-in for the L0 norm."""
+
+import dataclasses
+from typing import ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from prunejax.attacks import losses
+from prunejax.attacks.attack import Attack, AttackResult, logits_of
+
+
+class SigmaZeroState(NamedTuple):
+    """State of sigma-zero.
+
+    Attributes:
+      image, label: clean image and its label (or target).
+      step: steps made.
+      delta: the perturbation, exact zeros where it is sparse.
+      adam: moments of Adam.
+      tau: `delta` entries smaller than this are set to zero.
+      found: the sparsest adversarial iterate.
+    """
+
+    image: jax.Array
+    label: jax.Array
+    step: jax.Array
+    delta: jax.Array
+    adam: optax.OptState
+    tau: jax.Array
+    found: AttackResult
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SigmaZero(Attack):
+    """Fewest changed features: Adam on margin plus smoothed L0, with an adaptive threshold.
+
+        L(delta) = max(z_y - max_{k != y} z_k, 0) + 1/d sum_i delta_i^2 / (delta_i^2 + sigma)
+        delta <- clip(delta - eta Adam(grad L / ||grad L||_inf));  delta[|delta| < tau] <- 0
+        tau <- tau + t eta  where adversarial, else  tau - t eta
+
+    eta decays from `learning_rate` to a tenth of it by a cosine. Cina et al. (2025), algorithm 1.
+    Counts features: each channel value of a pixel by itself.
+
+    Attributes:
+      learning_rate: eta at the start.
+      sigma: smoothness of the stand-in.
+      tau: threshold at the start.
+      tau_step: t, its relative change a step.
+    """
+
+    norm: str = "l0"
+    steps: int = 1000
+    learning_rate: float = 1.0
+    sigma: float = 1e-3
+    tau: float = 0.3
+    tau_step: float = 0.01
+
+    minimum_norm: ClassVar[bool] = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.norm != "l0":
+            raise ValueError(f"norm is {self.norm!r}; sigma-zero counts features, 'l0'.")
+        for name in ("learning_rate", "sigma", "tau_step"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive.")
+
+    def init(self, classifier, image, label, key, eps) -> SigmaZeroState:
+        del classifier, key, eps
+        delta = jnp.zeros_like(image)
+        return SigmaZeroState(
+            image=image,
+            label=label,
+            step=jnp.array(0),
+            delta=delta,
+            adam=optax.scale_by_adam().init(delta),
+            tau=jnp.array(self.tau),
+            found=self.nothing_found(image),
+        )
+
+    def step(self, classifier, state: SigmaZeroState) -> SigmaZeroState:
+        def objective(delta):
+            logits = logits_of(classifier, state.image + delta)
+            margin = losses.margin(logits, state.label)
+            shortfall = jax.nn.relu(margin if self.targeted else -margin)
+            return shortfall + jnp.mean(delta**2 / (delta**2 + self.sigma)), logits
+
+        grad, logits = jax.grad(objective, has_aux=True)(state.delta)
+        adversarial = self.is_adversarial(logits, state.label)
+        found = self.nearest(state.found, state.image, state.image + state.delta, adversarial)
+
+        grad = grad / jnp.maximum(jnp.max(jnp.abs(grad)), 1e-12)
+        update, adam = optax.scale_by_adam().update(grad, state.adam)
+        delta = state.delta - self._eta(state.step) * update
+        delta = jnp.clip(state.image + delta, 0, 1) - state.image
+        change = self.tau_step * self._eta(state.step + 1)
+        tau = jnp.clip(state.tau + jnp.where(adversarial, change, -change), 0, 1)
+        delta = jnp.where(jnp.abs(delta) < tau, 0.0, delta)
+        return state._replace(step=state.step + 1, delta=delta, adam=adam, tau=tau, found=found)
+
+    def _eta(self, step: jax.Array) -> jax.Array:
+        return optax.cosine_decay_schedule(self.learning_rate, self.steps, alpha=0.1)(step)
+
+    def finished(self, state: SigmaZeroState) -> jax.Array:
+        return jnp.array(False)
+
+    def result(self, classifier, state: SigmaZeroState) -> AttackResult:
+        x = state.image + state.delta
+        adversarial = self.is_adversarial(logits_of(classifier, x), state.label)
+        return self.nearest(state.found, state.image, x, adversarial)

@@ -1,0 +1,89 @@
+"""A trained network as one pytree: its variables and a static function that applies them.
+
+    network = Network(models.create("lenet5", num_classes=10), mean=(0.28,), std=(0.35,))
+    classifier = Classifier(network.init(jax.random.key(0), (28, 28, 1)), network)
+    logits = classifier(images)  # images in [0, 1], [B, 28, 28, 1] -> [B, 10]
+
+Normalisation and evaluation mode live inside, so that no attack can get them wrong.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+Variables = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A Flax linen module with its input normalisation: the static half of a `Classifier`.
+
+    Two equal networks share their compiled programs, for it is hashed by value.
+
+    Attributes:
+      module: maps normalised images `[B, ...]` to logits `[B, C]`; called with `train=` where it
+        takes such an argument.
+      mean: subtracted from the images, a scalar or one value a channel, in units of [0, 1].
+      std: the images are divided by it after that, likewise.
+    """
+
+    module: nn.Module
+    mean: float | tuple[float, ...] = 0.0
+    std: float | tuple[float, ...] = 1.0
+
+    def init(self, key: jax.Array, image_shape: tuple[int, ...]) -> Variables:
+        """Fresh variables for images of shape `image_shape` (no batch axis)."""
+        return jax.jit(self.module.init)(key, jnp.zeros((1, *image_shape)))
+
+    def __call__(self, variables: Variables, images: jax.Array) -> jax.Array:
+        """Logits `[B, C]` in evaluation mode, from images `[B, ...]` in [0, 1]."""
+        return self.module.apply(variables, self._normalise(images), **self._mode(train=False))
+
+    def train(self, variables: Variables, images: jax.Array) -> tuple[jax.Array, Variables]:
+        """Logits in training mode, and the collections (batch statistics) that it moved."""
+        collections = [name for name in variables if name != "params"]
+        return self.module.apply(
+            variables, self._normalise(images), mutable=collections, **self._mode(train=True)
+        )
+
+    def _normalise(self, images: jax.Array) -> jax.Array:
+        return (images - jnp.asarray(self.mean)) / jnp.asarray(self.std)
+
+    def _mode(self, *, train: bool) -> dict[str, bool]:
+        takes_train = "train" in type(self.module).__call__.__code__.co_varnames
+        return {"train": train} if takes_train else {}
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["variables"], meta_fields=["apply_fn"]
+)
+@dataclasses.dataclass(frozen=True)
+class Classifier:
+    """Maps images in [0, 1] to logits: `classifier(images)`, `[B, ...]` -> `[B, C]`.
+
+    A pytree: jit it, shard it, `vmap` over a stack of them.
+
+    Attributes:
+      variables: pytree of arrays, for Flax `{"params": ..., "batch_stats": ...}`.
+      apply_fn: `(variables, images) -> logits`, hashable, in evaluation mode (a `Network` is one).
+    """
+
+    variables: Variables
+    apply_fn: Callable[[Variables, jax.Array], jax.Array]
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        return self.apply_fn(self.variables, images)
+
+    @property
+    def params(self) -> Any:
+        """The trainable part of the variables."""
+        return self.variables["params"]
+
+    def with_params(self, params: Any) -> "Classifier":
+        """The same classifier with other parameters."""
+        return dataclasses.replace(self, variables={**self.variables, "params": params})

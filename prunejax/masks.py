@@ -1,0 +1,103 @@
+"""Pruning masks: pytrees of booleans that broadcast against the parameters they cover.
+
+A mask has the parameters' structure. A leaf that is never pruned is a scalar `True`; a filter mask
+of a convolution is `(1, 1, 1, out)`; an unstructured one has the weight's full shape.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prunejax import trees
+
+Params = Any
+Mask = Any
+
+
+def dense(params: Params) -> Mask:
+    """The mask that keeps everything: a scalar `True` for each leaf."""
+    return jax.tree.map(lambda _: jnp.array(True), params)
+
+
+def apply(params: Params, mask: Mask) -> Params:
+    """`params` with zeros where the mask is False."""
+    return jax.tree.map(lambda p, keep: jnp.where(keep, p, jnp.zeros_like(p)), params, mask)
+
+
+def intersect(first: Mask, second: Mask) -> Mask:
+    """Keeps what both masks keep; leaves broadcast against each other."""
+    return jax.tree.map(jnp.logical_and, first, second)
+
+
+def kept(params: Params, mask: Mask) -> dict[str, int]:
+    """How many numbers of each leaf the mask keeps, by path; exact, as Python integers."""
+    shapes, kept_units = trees.flatten(params), trees.flatten(mask)
+    return {
+        path: int(np.sum(kept_units[path])) * math.prod(np.shape(leaf)) // np.size(kept_units[path])
+        for path, leaf in shapes.items()
+    }
+
+
+def density(params: Params, mask: Mask, paths: tuple[str, ...] | None = None) -> float:
+    """Share of the weights that the mask keeps, in [0, 1].
+
+    Args:
+      params: pytree of parameters.
+      mask: its mask.
+      paths: the leaves to count; all weights (`trees.prunable`) where None, so that layers which
+        were never candidates count too.
+    """
+    paths = trees.prunable(params) if paths is None else paths
+    counts, sizes = kept(params, mask), trees.flatten(params)
+    return sum(counts[p] for p in paths) / sum(jnp.size(sizes[p]) for p in paths)
+
+
+def validate(params: Params, mask: Mask) -> None:
+    """Raises a ValueError that names the first leaf whose mask is missing, not boolean or too big."""
+    leaves, masks = trees.flatten(params), trees.flatten(mask)
+    if leaves.keys() != masks.keys():
+        differing = sorted(leaves.keys() ^ masks.keys())
+        raise ValueError(f"mask and parameters have different leaves: {differing}.")
+    for path, leaf in leaves.items():
+        shape, mask_shape = jnp.shape(leaf), jnp.shape(masks[path])
+        if jnp.result_type(masks[path]) != jnp.bool_:
+            raise ValueError(f"mask at {path!r} has dtype {masks[path].dtype}; it must be bool.")
+        if mask_shape and (
+            len(mask_shape) != len(shape)
+            or any(m not in (1, s) for m, s in zip(mask_shape, shape, strict=True))
+        ):
+            raise ValueError(
+                f"mask at {path!r} has shape {mask_shape}, which does not broadcast to {shape}."
+            )
+
+
+def pack(mask: Mask) -> dict[str, np.ndarray]:
+    """The mask at one bit a unit, for disk: by path its bits, and under "path:shape" its shape."""
+    packed = {}
+    for path, leaf in trees.flatten(mask).items():
+        packed[path] = np.packbits(np.asarray(leaf).ravel())
+        packed[f"{path}:shape"] = np.array(np.shape(leaf), np.int64)
+    return packed
+
+
+def unpack(packed: dict[str, np.ndarray], params: Params) -> Mask:
+    """The mask that `pack` stored, in the structure of `params`.
+
+    Raises:
+      ValueError: a leaf of `params` has no entry, or one that does not fit it.
+    """
+    missing = [path for path in trees.flatten(params) if path not in packed]
+    if missing:
+        raise ValueError(f"packed mask has no entry for {missing}.")
+
+    def leaf(path):
+        shape = tuple(packed[f"{path}:shape"])
+        bits = np.unpackbits(packed[path], count=math.prod(shape))
+        return jnp.asarray(bits.astype(bool).reshape(shape))
+
+    mask = trees.map_with_path(lambda path, _: leaf(path), params)
+    validate(params, mask)
+    return mask

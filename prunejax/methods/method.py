@@ -1,0 +1,144 @@
+"""What every method shares: how long, with which optimiser, against which budget."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import optax
+
+from prunejax import attacks, pruning
+from prunejax.training import adversaries, optimizers
+from prunejax.training.phase import Phase
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Method:
+    """Hyperparameters of training that all methods have; subclasses add their own.
+
+    Attributes:
+      epochs: epochs of training.
+      optimizer: "adam", "adamw" or "sgd".
+      learning_rate: at the start of the phase.
+      schedule: of the learning rate, "cosine" or "constant".
+      weight_decay: of the optimiser, for those that have it.
+      label_smoothing: in [0, 1).
+      norm: of the adversarial training's budget.
+      eps: the budget, in that norm.
+      attack_steps: PGD steps of the adversarial training.
+      relative_step: PGD's step as a share of eps.
+    """
+
+    epochs: int = 30
+    optimizer: str = "adam"
+    learning_rate: float = 1e-3
+    schedule: str = "cosine"
+    weight_decay: float | None = None
+    label_smoothing: float = 0.0
+    norm: str = "linf"
+    eps: float = 0.1
+    attack_steps: int = 10
+    relative_step: float = 0.25
+
+    def __post_init__(self):
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing is {self.label_smoothing}; it must lie in [0, 1).")
+        self.adversary()
+        self.tx(steps=1)
+
+    def phases(self, steps_per_epoch: int) -> tuple[Phase, ...]:
+        """The method as phases of training."""
+        raise NotImplementedError  # pragma: no cover
+
+    def adversary(self) -> adversaries.Adversary:
+        """PGD on the cross-entropy with the prescribed budget."""
+        attack = attacks.PGD(
+            norm=self.norm,
+            steps=self.attack_steps,
+            loss="cross_entropy",
+            relative_step=self.relative_step,
+        )
+        return adversaries.prescribed(attack, self.eps)
+
+    def tx(self, steps: int) -> optax.GradientTransformation:
+        """The optimiser for a phase of `steps` steps."""
+        options = {} if self.weight_decay is None else {"weight_decay": self.weight_decay}
+        return optimizers.create(
+            self.optimizer, self.learning_rate, steps, schedule=self.schedule, **options
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PruningMethod(Method):
+    """A method that prunes.
+
+    Attributes:
+      sparsity: share of the units to remove, in [0, 1).
+      criterion: a key of `pruning.CRITERIA`.
+      granularity: a key of `pruning.GRANULARITIES`.
+      allocation: a key of `pruning.ALLOCATIONS`.
+      include: shell patterns of the paths that may be pruned.
+      exclude: shell patterns of the paths that may not.
+    """
+
+    sparsity: float = 0.9
+    criterion: str = "magnitude"
+    granularity: str = "weight"
+    allocation: str = "uniform"
+    include: tuple[str, ...] = ("*",)
+    exclude: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.sparsity < 1:
+            raise ValueError(f"sparsity is {self.sparsity}; it must lie in [0, 1).")
+        self.pruner()
+
+    def pruner(self) -> pruning.Pruner:
+        """What is removed."""
+        return pruning.Pruner(
+            criterion=self.criterion,
+            granularity=self.granularity,
+            allocation=self.allocation,
+            include=self.include,
+            exclude=self.exclude,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GradualMethod(PruningMethod):
+    """A method that prunes during training by the cubic schedule; subclasses say what they minimise.
+
+    Attributes:
+      pruning_epochs: epochs from the first step until the target sparsity is reached.
+      mask_frequency: steps between two changes of the mask.
+    """
+
+    pruning_epochs: int = 15
+    mask_frequency: int = 100
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.pruning_epochs < self.epochs:
+            raise ValueError(
+                f"pruning_epochs is {self.pruning_epochs}; it must lie in [0, epochs = {self.epochs})."
+            )
+
+    def objective(self) -> Callable[..., Any]:
+        """What is minimised."""
+        raise NotImplementedError  # pragma: no cover
+
+    def phases(self, steps_per_epoch: int) -> tuple[Phase, ...]:
+        """One phase; networks count as pruned once the schedule has ended."""
+        tx = self.tx(self.epochs * steps_per_epoch)
+        schedule = pruning.cubic(
+            self.sparsity, end=self.pruning_epochs * steps_per_epoch, frequency=self.mask_frequency
+        )
+        return (
+            Phase(
+                name="prune",
+                epochs=self.epochs,
+                objective=self.objective(),
+                optimizer=lambda mask: pruning.optimizer(tx, self.pruner(), schedule),
+                selectable_from=self.pruning_epochs,
+            ),
+        )

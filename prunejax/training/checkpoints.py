@@ -1,0 +1,182 @@
+"""Checkpoints on disk, by Orbax: of a run under way, and of a finished network."""
+
+import math
+import pathlib
+import shutil
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from prunejax import masks, trees
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that is missing or cannot be read."""
+
+
+class Position(NamedTuple):
+    """How far a run has come.
+
+    Attributes:
+      phase: number of the phase.
+      epoch: epochs of that phase that are done.
+      best_value: validation metric of the best network so far; -inf where none may be chosen yet.
+      checkpoint: number of the checkpoint on disk.
+    """
+
+    phase: int
+    epoch: int
+    best_value: float
+    checkpoint: int | None = None
+
+
+class Store:
+    """The last two checkpoints of a run. A save that is cut short leaves the earlier ones alone."""
+
+    def __init__(self, directory: str | pathlib.Path, *, fall_back: bool = False):
+        """Opens or creates the folder.
+
+        Args:
+          directory: where the checkpoints are.
+          fall_back: drop the newest checkpoint where it cannot be read, and use the one before.
+        """
+        import orbax.checkpoint as ocp  # takes a second to import
+
+        self._ocp = ocp
+        self._directory = pathlib.Path(directory).absolute()
+        self._fall_back = fall_back
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._manager = ocp.CheckpointManager(
+            self._directory,
+            item_names=("state", "position"),
+            options=ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False),
+        )
+
+    def save(self, checkpoint: int, position: Position, tree: Any) -> None:
+        """Writes checkpoint number `checkpoint`, then drops all but the last two."""
+        args = self._ocp.args
+        self._manager.save(
+            checkpoint,
+            args=args.Composite(
+                state=args.StandardSave(tree),
+                position=args.JsonSave(
+                    # JSON knows no infinity.
+                    {
+                        "phase": position.phase,
+                        "epoch": position.epoch,
+                        "best_value": _finite_or_none(position.best_value),
+                    }
+                ),
+            ),
+        )
+
+    def latest(self) -> Position | None:
+        """Where the newest readable checkpoint stands, None where there is none.
+
+        Raises:
+          CheckpointError: the newest one cannot be read, and falling back was not asked for.
+        """
+        for checkpoint in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                args = self._ocp.args.Composite(
+                    state=self._ocp.args.StandardRestore(), position=self._ocp.args.JsonRestore()
+                )
+                # The arrays too: a position whose state is damaged is of no use.
+                found = self._manager.restore(checkpoint, args=args).position
+            except Exception as error:
+                if not self._fall_back:
+                    raise self._unreadable(checkpoint) from error
+                shutil.rmtree(self._directory / str(checkpoint))
+                self._manager.reload()
+            else:
+                value = -math.inf if found["best_value"] is None else found["best_value"]
+                return Position(found["phase"], found["epoch"], value, checkpoint)
+        return None
+
+    def restore(self, position: Position, template: Any) -> Any:
+        """The tree saved at `position`, in the structure and shapes of `template`.
+
+        Raises:
+          CheckpointError: it cannot be read, or holds another structure.
+        """
+        args = self._ocp.args.Composite(state=self._ocp.args.StandardRestore(template))
+        try:
+            return self._manager.restore(position.checkpoint, args=args).state
+        except Exception as error:
+            raise self._unreadable(position.checkpoint) from error
+
+    def close(self) -> None:
+        """Waits for what is being written."""
+        self._manager.close()
+
+    def _unreadable(self, checkpoint: int) -> CheckpointError:
+        return CheckpointError(
+            f"Checkpoint {self._directory / str(checkpoint)} is damaged or of another run. To go on "
+            "from the one before it, ask to fall back (--fall_back); to start anew, remove "
+            f"{self._directory}."
+        )
+
+
+def save_network(directory: str | pathlib.Path, variables: Any, mask: Any) -> None:
+    """Writes a finished network: of each leaf the numbers that its mask keeps, and the mask's bits.
+
+    Args:
+      directory: replaced where it exists.
+      variables: `{"params": ..., ...}`.
+      mask: of the params.
+    """
+    import orbax.checkpoint as ocp
+
+    full = jax.tree.map(
+        lambda p, keep: np.broadcast_to(keep, p.shape), variables["params"], mask
+    )
+    params, keep = trees.flatten(variables["params"]), trees.flatten(full)
+    rest = {name: value for name, value in variables.items() if name != "params"}
+    content = {
+        "kept": {path: np.asarray(leaf)[keep[path]] for path, leaf in params.items()},
+        "mask": masks.pack(mask),
+        "rest": {path: np.asarray(leaf) for path, leaf in trees.flatten(rest).items()},
+    }
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(pathlib.Path(directory).absolute(), content, force=True)
+
+
+def load_network(directory: str | pathlib.Path, template: Any) -> tuple[Any, Any]:
+    """Variables and mask of a finished network.
+
+    Args:
+      directory: where `save_network` wrote it.
+      template: variables of the same structure; only shapes are looked at.
+
+    Raises:
+      CheckpointError: nothing there, or it does not fit.
+    """
+    import orbax.checkpoint as ocp
+
+    directory = pathlib.Path(directory).absolute()
+    if not directory.is_dir():
+        raise CheckpointError(f"No network at {directory}; train it first (experiments.train).")
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            content = checkpointer.restore(directory)
+        mask = masks.unpack(content["mask"], template["params"])
+        params = jax.tree.map(np.zeros_like, _materialized(template["params"]))
+        keep = jax.tree.map(lambda p, k: np.broadcast_to(k, p.shape), params, mask)
+        for path, leaf in trees.flatten(params).items():
+            leaf[trees.flatten(keep)[path]] = content["kept"][path]
+        rest = {name: value for name, value in template.items() if name != "params"}
+        rest = trees.map_with_path(lambda path, _: content["rest"][path], rest)
+    except Exception as error:
+        raise CheckpointError(
+            f"Network {directory} is damaged, or is not the network that the config describes."
+        ) from error
+    return jax.tree.map(jax.numpy.asarray, {"params": params, **rest}), mask
+
+
+def _materialized(shapes: Any) -> Any:
+    return jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)
+
+
+def _finite_or_none(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None

@@ -1,0 +1,217 @@
+"""The training loop: phases, compiled chunks of steps, validation, resumable checkpoints.
+
+It knows no method and no attack. One process or many, one device or many: batches are sharded over
+a mesh, the state is replicated.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from prunejax import masks
+from prunejax.canonical import canonical
+from prunejax.classifier import Classifier, Network, Variables
+from prunejax.data import Dataset, augment
+from prunejax.training import batches, checkpoints
+from prunejax.training.phase import Phase
+
+# A chunk's images travel to the device together.
+CHUNK_BYTES = 64 * 2**20
+
+
+class TrainState(NamedTuple):
+    """Everything a phase changes.
+
+    Attributes:
+      step: optimiser steps made in this phase.
+      trainable, auxiliary: what the phase trains, and what it keeps beside it.
+      opt_state: the optimiser's state, the mask in it.
+      collections: the network's other variables, such as batch statistics.
+    """
+
+    step: jax.Array
+    trainable: Any
+    auxiliary: Any
+    opt_state: optax.OptState
+    collections: Variables
+
+
+class Trained(NamedTuple):
+    """A network and what pruning left of it."""
+
+    variables: Variables
+    mask: Any
+
+
+class DivergedError(RuntimeError):
+    """The loss is no longer a finite number."""
+
+
+def train(
+    network: Network,
+    start: Trained,
+    phases: Sequence[Phase],
+    dataset: Dataset,
+    *,
+    batch_size: int,
+    seed: int = 0,
+    shift: int = 0,
+    flip: bool = False,
+    validate: Callable[[Classifier], dict[str, float]] | None = None,
+    select: str | None = None,
+    store: checkpoints.Store | None = None,
+    checkpoint_every: int = 1,
+    log: Callable[[dict[str, Any]], None] = lambda row: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    mesh: Mesh | None = None,
+) -> Trained:
+    """Runs the phases one after another; returns the best network of the last one.
+
+    Args:
+      network: the architecture.
+      start: initial variables and mask.
+      phases: the method.
+      dataset: training examples.
+      batch_size: examples a step over all devices; a multiple of their number.
+      seed: batch order is a function of (seed, epoch), every random draw of (seed, step).
+      shift: augmentation by random shifts of up to that many pixels.
+      flip: augmentation by random left-right flips.
+      validate: `classifier -> metrics` on held-out data, after each epoch.
+      select: the validation metric whose highest value marks the best network of a phase, among
+        those at the target sparsity; the last network where None.
+      store: where checkpoints go; what it holds already is resumed from, bit for bit.
+      checkpoint_every: epochs between two checkpoints; the end of a phase always gets one.
+      log: called after each epoch with a row of numbers.
+      progress: called with (steps made, steps in all) now and then.
+      mesh: the devices; all by default.
+
+    Raises:
+      ValueError: no phases, or a batch size that the data or the devices cannot have.
+      DivergedError: a loss that is not finite; the last checkpoint is good.
+    """
+    if not phases:
+        raise ValueError("phases is empty; a method has at least one phase.")
+    mesh = batches.data_mesh() if mesh is None else mesh
+    if batch_size % mesh.size:
+        raise ValueError(f"batch_size is {batch_size}; it must be a multiple of {mesh.size} devices.")
+    steps = len(batches.epoch_indices(len(dataset), batch_size, seed, 0))
+    chunks = -(-steps * batch_size * dataset.images[0].nbytes // CHUNK_BYTES)
+    total = steps * sum(phase.epochs for phase in phases)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    key = jax.random.key(seed)
+    resumed = store.latest() if store else None
+
+    current, epochs_before = start, 0
+    for number, phase in enumerate(phases):
+        phase_key = jax.random.fold_in(key, number)
+        begin = functools.partial(_begin, phase, key=phase_key)
+        shapes = jax.eval_shape(begin, current)
+        end_shapes = jax.eval_shape(functools.partial(_end, phase), shapes)
+        if resumed and number < resumed.phase:
+            current, epochs_before = end_shapes, epochs_before + phase.epochs
+            continue
+        if resumed and number == resumed.phase:
+            first_epoch, best_value = resumed.epoch, resumed.best_value
+            template = {"state": shapes, "best": end_shapes}
+            state, best = jax.device_put(store.restore(resumed, template), everywhere).values()
+        else:
+            first_epoch, best_value = 0, -np.inf
+            state = jax.jit(begin, out_shardings=everywhere)(current)
+            best = None
+        run_epoch = _compile_epoch(network, phase, current.mask, shift, flip)
+        end = jax.jit(functools.partial(_end, phase))
+
+        for epoch in range(first_epoch, phase.epochs):
+            global_epoch = epochs_before + epoch
+            indices = batches.epoch_indices(len(dataset), batch_size, seed, global_epoch)
+            losses, metrics = [], {}
+            for part in np.array_split(indices, chunks):
+                examples = batches.to_devices(dataset, part, mesh)
+                state, (loss, metrics) = run_epoch(state, examples, phase_key)
+                losses.append(_finite(np.asarray(loss), global_epoch * steps + sum(map(len, losses))))
+                progress(global_epoch * steps + sum(map(len, losses)), total)
+            now = end(state)
+            row = {
+                "epoch": global_epoch + 1,
+                "step": (global_epoch + 1) * steps,
+                "phase": phase.name,
+                "loss": float(np.concatenate(losses).mean()),
+                **{name: float(np.mean(value)) for name, value in metrics.items()},
+                "density": masks.density(now.variables["params"], now.mask),
+            }
+            if validate is not None:
+                row |= validate(Classifier(now.variables, network))
+            log(row)
+            value = row[select] if select else global_epoch
+            selectable = phase.selectable_from is not None and epoch >= phase.selectable_from
+            if best is None or not selectable or value > best_value:
+                best, best_value = now, value if selectable else -np.inf
+            if store and ((epoch + 1) % checkpoint_every == 0 or epoch + 1 == phase.epochs):
+                position = checkpoints.Position(number, epoch + 1, best_value)
+                store.save(global_epoch + 1, position, {"state": state, "best": best})
+        current, epochs_before = end(state), epochs_before + phase.epochs
+    return best
+
+
+def _begin(phase: Phase, current: Trained, *, key: jax.Array) -> TrainState:
+    collections = {**current.variables}
+    trainable, auxiliary, mask = phase.begin(collections.pop("params"), current.mask, key)
+    opt_state = phase.optimizer(mask).init(trainable)
+    return TrainState(jnp.zeros((), jnp.int32), trainable, auxiliary, opt_state, collections)
+
+
+def _end(phase: Phase, state: TrainState) -> Trained:
+    params = phase.materialize(state.trainable, state.auxiliary)
+    mask = phase.mask(state.trainable, state.auxiliary, state.opt_state)
+    return Trained({"params": params, **state.collections}, mask)
+
+
+def _compile_epoch(network: Network, phase: Phase, mask: Any, shift: int, flip: bool):
+    """`(state, (images [K, B, ...], labels [K, B]), key) -> (state, (losses [K], metrics))`."""
+    # Which mask is given here does not matter: the one in force is in the optimiser's state.
+    optimizer = phase.optimizer(mask)
+
+    def step(state: TrainState, examples, key):
+        images, labels = examples
+        augment_key, objective_key = jax.random.split(jax.random.fold_in(key, state.step))
+        images = images.astype(jnp.float32) / 255
+        images = augment.augment(augment_key, images, shift=shift, flip=flip)
+
+        def loss_of(trainable):
+            params = phase.materialize(trainable, state.auxiliary)
+            loss, outcome = phase.objective(
+                network, {"params": params, **state.collections}, images, labels, objective_key
+            )
+            return loss + phase.penalty(trainable, state.auxiliary), outcome
+
+        (loss, (collections, metrics)), grads = jax.value_and_grad(loss_of, has_aux=True)(
+            state.trainable
+        )
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
+        trainable = optax.apply_updates(state.trainable, updates)
+        trainable, auxiliary = phase.update(trainable, state.auxiliary, state.step)
+        state = TrainState(state.step + 1, trainable, auxiliary, opt_state, collections)
+        return state, (loss, metrics)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def run(state, examples, key):
+        fast_step = canonical(step)
+        return jax.lax.scan(lambda s, batch: fast_step(s, batch, key), state, examples)
+
+    return run
+
+
+def _finite(losses: np.ndarray, first_step: int) -> np.ndarray:
+    if not np.isfinite(losses).all():
+        bad = int(np.flatnonzero(~np.isfinite(losses))[0])
+        raise DivergedError(
+            f"loss is {losses[bad]} at step {first_step + bad}; the last checkpoint is kept. "
+            "Lower the learning rate, or look at the data."
+        )
+    return losses

@@ -1,0 +1,35 @@
+"""Optax optimisers by name, with the learning-rate schedules of the literature."""
+
+import optax
+
+from prunejax import names
+
+
+def create(
+    name: str, learning_rate: float, steps: int, *, schedule: str = "cosine", **options
+) -> optax.GradientTransformation:
+    """An optimiser for a phase of `steps` steps.
+
+    Args:
+      name: "adam", "adamw" or "sgd" (with Nesterov momentum 0.9 unless `options` say otherwise).
+      learning_rate: at the start, positive.
+      steps: length of the phase, after which a cosine has reached 0.
+      schedule: "cosine" or "constant".
+      **options: further arguments of the Optax optimiser, such as `weight_decay`; for "sgd" that
+        is the coupled L2 penalty of the literature.
+
+    Raises:
+      ValueError: an unknown optimiser or schedule, or a learning rate that is not positive.
+    """
+    if not learning_rate > 0:
+        raise ValueError(f"learning_rate is {learning_rate}; it must be positive.")
+    make = names.lookup("optimizer", name, {"adam": optax.adam, "adamw": optax.adamw, "sgd": _sgd})
+    schedules = {"cosine": optax.cosine_decay_schedule, "constant": lambda rate, steps: rate}
+    return make(names.lookup("schedule", schedule, schedules)(learning_rate, steps), **options)
+
+
+def _sgd(learning_rate, momentum=0.9, nesterov=True, weight_decay=0.0):
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay),
+        optax.sgd(learning_rate, momentum=momentum, nesterov=nesterov),
+    )

@@ -1,0 +1,74 @@
+"""One stretch of training with one objective: what pruning methods are made of.
+
+A method is a sequence of phases. What passes from one to the next is `(params, mask)`: effective
+parameters and what is kept of them. Within a phase a method may train something else:
+
+    method        trained            auxiliary              materialize         at begin / update
+    one-shot      weights            -                      weights             begin: prune
+    gradual, BAP  weights            -                      weights             (in the optimiser)
+    HYDRA         scores             weights                weights * top-k     begin: scores
+    HARP          scores and rates   weights, gamma         weights * top-k(r)  update: gamma
+    R-ADMM        weights            Z, U, rho              weights             update: Z, U, rho
+    TwinRep       w1, w2             mask                   w1 * w2 * mask      update: prune once
+
+The loop knows none of them: it calls the functions below.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from prunejax import masks, pruning
+from prunejax.training.objectives import Objective
+
+Params = Any
+Mask = Any
+Auxiliary = Any
+
+
+def _mask_in_optimizer(trainable: Any, auxiliary: Auxiliary, opt_state: optax.OptState) -> Mask:
+    mask = pruning.mask_of(opt_state)
+    return masks.dense(trainable) if mask is None else mask
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Phase:
+    """A phase of training.
+
+    Attributes:
+      name: for progress and logs, such as "finetune".
+      epochs: its length.
+      objective: what is minimised.
+      optimizer: `mask -> optax optimiser`, given the mask that `begin` decided on.
+      begin: `(params, mask, key) -> (trainable, auxiliary, mask)`.
+      materialize: `(trainable, auxiliary) -> params`, differentiable: the network's parameters.
+      penalty: `(trainable, auxiliary) -> scalar`, added to the objective.
+      update: `(trainable, auxiliary, step) -> (trainable, auxiliary)` after each optimiser step;
+        `step` counts from 0 within the phase.
+      mask: `(trainable, auxiliary, opt_state) -> mask` in force; by default the optimiser's.
+      selectable_from: epoch of the phase from whose end on a network may be chosen as the best: not
+        before the target sparsity is reached. None: this phase's networks are only on the way.
+    """
+
+    name: str
+    epochs: int
+    objective: Objective
+    optimizer: Callable[[Mask], optax.GradientTransformation]
+    begin: Callable[[Params, Mask, jax.Array], tuple[Any, Auxiliary, Mask]] = (
+        lambda params, mask, key: (params, (), mask)
+    )
+    materialize: Callable[[Any, Auxiliary], Params] = lambda trainable, auxiliary: trainable
+    penalty: Callable[[Any, Auxiliary], jax.Array] = lambda trainable, auxiliary: jnp.zeros(())
+    update: Callable[[Any, Auxiliary, jax.Array], tuple[Any, Auxiliary]] = (
+        lambda trainable, auxiliary, step: (trainable, auxiliary)
+    )
+    mask: Callable[[Any, Auxiliary, optax.OptState], Mask] = _mask_in_optimizer
+    selectable_from: int | None = 0
+
+    def __post_init__(self):
+        if self.epochs < 1:
+            raise ValueError(f"epochs of phase {self.name!r} is {self.epochs}; at least 1 is needed.")
