@@ -1,4 +1,4 @@
-"""Prune neural networks without losing their adversarial robustness, and find out whether it was lost."""
+"""Prune networks without losing their adversarial robustness, and find out whether it was lost."""
 
 from prunejax import attacks, classifier, masks, models, norms, pruning, trees
 from prunejax.classifier import Classifier, Network

@@ -76,7 +76,7 @@ def _holds_convolution(param: Any) -> bool:
 
 
 def _rewrite(param: Any) -> Any:
-    """The programs inside loops, branches and calls, with their convolutions in canonical layout."""
+    """The programs inside loops, branches and calls, rewritten likewise."""
     if isinstance(param, tuple | list):
         return type(param)(_rewrite(p) if _holds_convolution(p) else p for p in param)
     closed = isinstance(param, core.ClosedJaxpr)

@@ -9,6 +9,7 @@ Normalisation and evaluation mode live inside, so that no attack can get them wr
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -55,7 +56,8 @@ class Network:
         return (images - jnp.asarray(self.mean)) / jnp.asarray(self.std)
 
     def _mode(self, *, train: bool) -> dict[str, bool]:
-        takes_train = "train" in type(self.module).__call__.__code__.co_varnames
+        # By signature: Flax wraps `__call__`, whose own code object knows no argument names.
+        takes_train = "train" in inspect.signature(type(self.module).__call__).parameters
         return {"train": train} if takes_train else {}
 
 

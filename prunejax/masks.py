@@ -56,7 +56,7 @@ def density(params: Params, mask: Mask, paths: tuple[str, ...] | None = None) ->
 
 
 def validate(params: Params, mask: Mask) -> None:
-    """Raises a ValueError that names the first leaf whose mask is missing, not boolean or too big."""
+    """Raises a ValueError naming the first leaf whose mask is missing, not boolean or too big."""
     leaves, masks = trees.flatten(params), trees.flatten(mask)
     if leaves.keys() != masks.keys():
         differing = sorted(leaves.keys() ^ masks.keys())
@@ -64,7 +64,9 @@ def validate(params: Params, mask: Mask) -> None:
     for path, leaf in leaves.items():
         shape, mask_shape = jnp.shape(leaf), jnp.shape(masks[path])
         if jnp.result_type(masks[path]) != jnp.bool_:
-            raise ValueError(f"mask at {path!r} has dtype {masks[path].dtype}; it must be bool.")
+            raise ValueError(
+                f"mask at {path!r} has dtype {jnp.result_type(masks[path])}; it must be bool."
+            )
         if mask_shape and (
             len(mask_shape) != len(shape)
             or any(m not in (1, s) for m, s in zip(mask_shape, shape, strict=True))
@@ -75,11 +77,15 @@ def validate(params: Params, mask: Mask) -> None:
 
 
 def pack(mask: Mask) -> dict[str, np.ndarray]:
-    """The mask at one bit a unit, for disk: by path its bits, and under "path:shape" its shape."""
+    """The mask at one bit a unit, for disk: by path its bits, and under "path:shape" its shape.
+
+    A scalar has no entry for its shape, for Orbax takes no empty arrays.
+    """
     packed = {}
     for path, leaf in trees.flatten(mask).items():
         packed[path] = np.packbits(np.asarray(leaf).ravel())
-        packed[f"{path}:shape"] = np.array(np.shape(leaf), np.int64)
+        if np.ndim(leaf):
+            packed[f"{path}:shape"] = np.array(np.shape(leaf), np.int64)
     return packed
 
 
@@ -94,7 +100,7 @@ def unpack(packed: dict[str, np.ndarray], params: Params) -> Mask:
         raise ValueError(f"packed mask has no entry for {missing}.")
 
     def leaf(path):
-        shape = tuple(packed[f"{path}:shape"])
+        shape = tuple(packed.get(f"{path}:shape", ()))
         bits = np.unpackbits(packed[path], count=math.prod(shape))
         return jnp.asarray(bits.astype(bool).reshape(shape))
 

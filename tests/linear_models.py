@@ -77,7 +77,9 @@ def minimum_distance(W, b, x, label, norm, target=None) -> float:
 def minimum_distances(problem: LinearProblem, norm: str, target=None) -> np.ndarray:
     """`minimum_distance` of every image of a problem, `[examples]`."""
     W, b, images, labels = problem
-    return np.array([minimum_distance(W, b, x, y, norm, target) for x, y in zip(images, labels)])
+    return np.array(
+        [minimum_distance(W, b, x, y, norm, target) for x, y in zip(images, labels, strict=True)]
+    )
 
 
 def _smallest_budget(w, gap, x, norm, channels) -> float:

@@ -26,7 +26,7 @@ def _solve_numerically(W, b, x, label, norm):
                 np.append(np.zeros(n), 1.0),
                 A_ub=np.vstack([rows, np.append(-w, 0.0)]),
                 b_ub=np.append(np.zeros(2 * n), -gap),
-                bounds=[*zip(-x, 1 - x), (0, None)],
+                bounds=[*zip(-x, 1 - x, strict=True), (0, None)],
             )
             best = min(best, solution.fun)
         elif norm == "l1":  # d = up - down
@@ -42,7 +42,7 @@ def _solve_numerically(W, b, x, label, norm):
                 lambda d: d @ d,
                 np.where(w > 0, 1 - x, -x),  # the far corner is feasible
                 jac=lambda d: 2 * d,
-                bounds=list(zip(-x, 1 - x)),
+                bounds=list(zip(-x, 1 - x, strict=True)),
                 constraints={
                     "type": "ineq",
                     "fun": lambda d, w=w, gap=gap: w @ d - gap,
@@ -73,7 +73,9 @@ def _solve_numerically(W, b, x, label, norm):
 def test_general_solvers_find_the_same_distance(norm, shape):
     for seed in range(3):
         W, b, images, labels = problem = random_linear(seed, shape, classes=3, examples=4)
-        expected = [_solve_numerically(W, b, x, y, norm) for x, y in zip(images, labels)]
+        expected = [
+            _solve_numerically(W, b, x, y, norm) for x, y in zip(images, labels, strict=True)
+        ]
         np.testing.assert_allclose(minimum_distances(problem, norm), expected, atol=2e-6)
 
 
@@ -85,7 +87,7 @@ def test_no_point_of_a_dense_grid_is_closer_and_some_point_is_nearly_as_close(no
     for seed in range(4):
         W, b, images, labels = problem = random_linear(seed, (2,), classes=3, examples=4)
         predicted = grid @ W.T.astype(np.float64) + b
-        for x, y, distance in zip(images, labels, minimum_distances(problem, norm)):
+        for x, y, distance in zip(images, labels, minimum_distances(problem, norm), strict=True):
             leaves = np.delete(predicted, y, axis=1).max(axis=1) >= predicted[:, y]
             closest = np.linalg.norm(grid[leaves] - x, ord=order, axis=1).min()
             assert distance - 1e-9 <= closest <= distance + 4 * step
@@ -136,7 +138,7 @@ def test_zero_when_already_wrong_and_infinite_when_out_of_reach(norm):
 @pytest.mark.parametrize("norm", NORMS)
 def test_the_untargeted_distance_is_the_smallest_targeted_one(norm):
     W, b, images, labels = random_linear(5, (2, 2, 2), classes=4)
-    for x, y in zip(images, labels):
+    for x, y in zip(images, labels, strict=True):
         targeted = [minimum_distance(W, b, x, y, norm, target=k) for k in range(4) if k != y]
         assert minimum_distance(W, b, x, y, norm) == min(targeted)
         assert min(targeted) < max(targeted) or norm.startswith("l0")
@@ -146,13 +148,16 @@ def test_the_untargeted_distance_is_the_smallest_targeted_one(norm):
 def test_random_problems_are_solvable_correctly_classified_and_touch_the_box(shape):
     W, b, images, labels = problem = random_linear(1, shape, classes=3, examples=16)
     flat = images.reshape(16, -1)
-    assert images.shape == (16, *shape) and images.min() == 0.0 and images.max() == 1.0
+    assert images.shape == (16, *shape)
+    assert images.min() == 0.0
+    assert images.max() == 1.0
     np.testing.assert_array_equal((flat @ W.T + b).argmax(axis=1), labels)
     assert len(set(labels)) > 1
     for norm in NORMS:
         distances = minimum_distances(problem, norm)
-        assert np.all(distances > 0) and np.all(np.isfinite(distances))
+        assert np.all(distances > 0)
+        assert np.all(np.isfinite(distances))
     assert minimum_distances(problem, "linf").max() < 1.0
     again = random_linear(1, shape, classes=3, examples=16)
-    for first, second in zip(problem, again):
+    for first, second in zip(problem, again, strict=True):
         np.testing.assert_array_equal(first, second)

@@ -53,7 +53,8 @@ def assert_feasible(delta, image, eps, name):
     delta, image = np.asarray(delta), np.asarray(image)
     slack = 0 if name in COUNTED else 1e-6 * eps * (1 + np.log2(delta.size))
     assert measure(delta, name) <= eps + slack
-    assert np.all(image + delta >= -1e-7) and np.all(image + delta <= 1 + 1e-7)
+    assert np.all(image + delta >= -1e-7)
+    assert np.all(image + delta <= 1 + 1e-7)
 
 
 def random_feasible(rng, image, eps, name, count):
@@ -97,7 +98,7 @@ def linear_maximum(vector, image, eps, name):
         lambda d: -g @ d,
         np.zeros_like(g),
         jac=lambda d: -g,
-        bounds=list(zip(-x, 1 - x)),
+        bounds=list(zip(-x, 1 - x, strict=True)),
         constraints={"type": "ineq", "fun": lambda d: eps**2 - d @ d, "jac": lambda d: -2 * d},
         method="SLSQP",
         options={"ftol": 1e-13, "maxiter": 500},
@@ -121,13 +122,17 @@ def closest_by_enumeration(delta, image, eps, name):
 
 # -- what hypothesis draws -------------------------------------------------------------------------
 
-pixel_values = st.one_of(st.sampled_from([0.0, 0.5, 1.0]), st.floats(0, 1, width=32))
-images = hnp.arrays(np.float32, SMALL, elements=pixel_values)
+# Subnormal numbers, which XLA flushes to zero on some backends, are not asked for.
+pixel_values = st.one_of(
+    st.sampled_from([0.0, 0.5, 1.0]),
+    st.floats(0, 1, width=32).map(lambda v: v if v > 1e-30 else 0.0),
+)
+images = hnp.arrays(np.float32, SMALL, elements=pixel_values, fill=st.nothing())
 entries = st.one_of(
     st.sampled_from([0.0, -0.25, 0.5, 3.0]),  # ties and zeros
     st.floats(-2, 2, width=32).map(lambda v: v if abs(v) > 1e-6 else 0.0),
 )
-vectors = hnp.arrays(np.float32, SMALL, elements=entries)
+vectors = hnp.arrays(np.float32, SMALL, elements=entries, fill=st.nothing())
 budgets = st.one_of(st.sampled_from([0.0, 0.5, 1.0, 2.0, 4.0]), st.floats(2**-7, 4.5, width=32))
 names = pytest.mark.parametrize("name", NAMES)
 few = settings(max_examples=40, deadline=None, derandomize=True)
@@ -162,18 +167,22 @@ def test_convex_projection_satisfies_the_variational_inequality(name, delta, ima
 
 
 @pytest.mark.parametrize("name", COUNTED)
-@few
-@given(delta=vectors, image=images, eps=budgets)
-def test_counted_projection_is_the_best_of_all_subsets(name, delta, image, eps):
-    result = np.asarray(project(norms.get(name), delta, image, eps), np.float64)
-    squared = np.sum((result - delta) ** 2)
-    assert squared == pytest.approx(closest_by_enumeration(delta, image, eps, name), abs=1e-5)
+def test_counted_projection_is_the_best_of_all_subsets(name):
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        image = rng.uniform(size=SMALL).astype(np.float32)
+        delta = rng.choice([1, 0.3, 10], size=SMALL) * rng.normal(size=SMALL)
+        delta, eps = delta.astype(np.float32), rng.choice([0.5, 1.0, 1.7, 2.0, 3.0])
+        result = np.asarray(project(norms.get(name), delta, image, eps), np.float64)
+        squared = np.sum((result - delta) ** 2)
+        best = closest_by_enumeration(delta, image, eps, name)
+        assert squared == pytest.approx(best, rel=1e-5, abs=1e-6)
 
 
 @names
 @few
-@given(image=images, share=vectors, eps=budgets, seed=st.integers(0, 2**16))
-def test_a_feasible_perturbation_is_returned_bit_for_bit(name, image, share, eps, seed):
+@given(image=images, eps=budgets, seed=st.integers(0, 2**16))
+def test_a_feasible_perturbation_is_returned_bit_for_bit(name, image, eps, seed):
     delta = random_feasible(np.random.default_rng(seed), image, eps, name, 1)[0]
     delta = (delta * 0.999).astype(np.float32)
     result = project(norms.get(name), delta, image, eps)
@@ -191,6 +200,18 @@ def test_projection_of_a_length_within_rounding_of_the_budget_stays_put():
             length = np.float32(measure(delta, name))
             for eps in (np.nextafter(length, np.float32(0)), length, length * np.float32(1 - 3e-7)):
                 np.testing.assert_allclose(project(norm, delta, image, eps), delta, atol=1e-6)
+
+
+@names
+def test_an_infinite_budget_leaves_the_box_and_invisible_entries_count(name):
+    norm, image = norms.get(name), np.full(SMALL, 0.25, np.float32)
+    delta = np.array([1.0, -1.0, 0.1, 0.0], np.float32).reshape(SMALL)
+    clipped = np.clip(delta, -image, 1 - image)
+    np.testing.assert_array_equal(project(norm, delta, image, np.inf), clipped)
+    corner = np.array([0.75, -0.25, 0.75, 0.0], np.float32).reshape(SMALL)
+    np.testing.assert_array_equal(maximizer(norm, delta, image, np.inf), corner)
+    tiny = delta * np.float32(1e-30)  # squares underflow
+    np.testing.assert_array_equal(project(norm, tiny, image, 3.0), tiny)
 
 
 def test_equal_gains_are_kept_in_the_order_of_the_index():
@@ -214,7 +235,7 @@ def test_l2_and_l1_projections_of_images_have_one_multiplier(shape):
         clipped = np.clip(delta, -image, 1 - image)
         eps = np.array([share * measure(d, name) for d in clipped], np.float32)
         results = np.asarray(batched(norms.get(name), delta, image, eps)["project"])
-        for d, p, c, e in zip(delta, results, clipped, eps):
+        for d, p, c, e in zip(delta, results, clipped, eps, strict=True):
             assert measure(p, name) == pytest.approx(e, rel=1e-5)
             assert np.all(p * d >= 0)
             free = (p != 0) & (np.abs(p) < np.abs(c) * (1 - 1e-5))
@@ -281,7 +302,8 @@ def test_maximizer_just_closes_the_gap_of_a_linear_classifier(name, shape):
         for budget in (distances.astype(np.float32), (distances - 1).astype(np.float32))
     ]
     if name in COUNTED:  # that many units are enough, one fewer is not
-        assert np.all(gained[0] >= gaps - 1e-5) and np.all(gained[1] < gaps)
+        assert np.all(gained[0] >= gaps - 1e-5)
+        assert np.all(gained[1] < gaps)
     else:
         np.testing.assert_allclose(gained[0], gaps, rtol=1e-5)
 
@@ -312,7 +334,8 @@ def test_direction_has_unit_length_at_every_scale_and_ascends(name, grad, expone
         np.testing.assert_array_equal(result, np.zeros_like(result))
         return
     assert measure(result, UNIT[name]) == pytest.approx(1.0, rel=1e-5)
-    assert np.all(result * np.sign(grad) >= 0) and np.any(result != 0)
+    assert np.all(result * np.sign(grad) >= 0)
+    assert np.any(result != 0)
     if name != "linf" and name != "l1":
         scaled = grad.astype(np.float64) / measure(grad, UNIT[name])
         np.testing.assert_allclose(result, scaled, atol=1e-6)
@@ -336,7 +359,8 @@ def test_l1_direction_takes_the_top_percent_of_the_entries_that_can_move():
     grad = rng.normal(size=(20, 15, 1)).astype(np.float32)
     point = rng.uniform(0.1, 0.9, size=grad.shape).astype(np.float32)
     order = np.argsort(-np.abs(grad).ravel())
-    blocked = order[[0, 2]]  # the steepest and the third are at the edge they point to
+    # The steepest, the third and the lower half are at the edge they point to: 148 can move.
+    blocked = np.append(order[[0, 2]], order[150:])
     point.ravel()[blocked] = np.sign(grad).ravel()[blocked] > 0
     harmless = order[1]  # the second is at the edge it points away from
     point.ravel()[harmless] = np.sign(grad).ravel()[harmless] < 0
@@ -347,7 +371,7 @@ def test_l1_direction_takes_the_top_percent_of_the_entries_that_can_move():
     expected = np.zeros(300)
     expected[free[steep]] = np.sign(grad).ravel()[free[steep]] / steep.sum()
     np.testing.assert_allclose(result, expected, rtol=1e-6)
-    assert set(np.flatnonzero(result)) == set(order[[1, 3, 4]])
+    assert set(np.flatnonzero(result)) == set(order[[1, 3]])
 
     everywhere_stopped = (grad > 0).astype(np.float32)
     stuck = direction(norms.get("l1"), grad, everywhere_stopped)
@@ -376,7 +400,7 @@ def test_batches_with_one_budget_an_example_stay_feasible_and_zero_means_zero(na
     for function in ("project", "maximizer"):
         result = np.asarray(results[function])
         np.testing.assert_array_equal(result[0], np.zeros(shape))
-        for d, x, e in zip(result, image, eps):
+        for d, x, e in zip(result, image, eps, strict=True):
             assert_feasible(d, x, e, name)
         lengths = [measure(d, name) for d in result]
         np.testing.assert_allclose(jax.vmap(norm.distance)(result), lengths, rtol=1e-5)
@@ -400,7 +424,7 @@ def test_random_starts_are_feasible_and_fill_the_ball(name):
     eps = rng.choice([0.0, 0.2, 1.0, 2.0], size=count).astype(np.float32)
     starts = np.asarray(start(keys, image, eps))
     np.testing.assert_array_equal(starts[eps == 0], np.zeros_like(starts[eps == 0]))
-    for d, x, e in zip(starts, image, eps):
+    for d, x, e in zip(starts, image, eps, strict=True):
         assert_feasible(d, x, e, name)
     assert len(np.unique(starts[eps == 1], axis=0)) == np.sum(eps == 1)
     if name in COUNTED:  # as many units as allowed
@@ -448,7 +472,7 @@ def test_dual_distance_is_the_best_gain_of_a_unit_budget(name, grad):
 def test_get_knows_its_names_and_suggests_the_nearest():
     assert [norms.get(name).name for name in norms.NORMS] == NAMES
     with pytest.raises(
-        ValueError, match="linf, l2, l1, l0, l0_pixels, got 'l0_pixel'.*'l0_pixels'"
+        ValueError, match=r"linf, l2, l1, l0, l0_pixels, got 'l0_pixel'.*'l0_pixels'"
     ):
         norms.get("l0_pixel")
     with pytest.raises(ValueError, match="did you mean 'linf'"):

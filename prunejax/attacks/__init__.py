@@ -1,8 +1,8 @@
 """Adversarial attacks, compiled, in every norm.
 
-    attack = attacks.PGD(norm="linf", steps=40, restarts=2)
-    result = attacks.run(attack, classifier, images, labels, eps=0.1, key=jax.random.key(0))
-    robust_accuracy = 1 - result.success.mean()
+attack = attacks.PGD(norm="linf", steps=40, restarts=2)
+result = attacks.run(attack, classifier, images, labels, eps=0.1, key=jax.random.key(0))
+robust_accuracy = 1 - result.success.mean()
 """
 
 import dataclasses

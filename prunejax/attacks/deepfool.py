@@ -32,7 +32,8 @@ class DeepFoolState(NamedTuple):
 class DeepFool(Attack):
     """Minimum L2 norm by stepping onto the nearest linearised boundary until it is crossed.
 
-        f_k = z_k - z_y,  w_k = grad f_k,  k = argmin |f_k| / ||w_k||,  r <- r + |f_k| w_k / ||w_k||^2
+        f_k = z_k - z_y,  w_k = grad f_k,  k = argmin |f_k| / ||w_k||
+        r <- r + |f_k| w_k / ||w_k||^2
 
     Moosavi-Dezfooli et al. (2016), algorithm 2, with one change: entries of w that would leave the
     box count as zero. Else r grows where clipping undoes it, and on images with many black pixels

@@ -201,7 +201,7 @@ def _select(which: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
 
 
 def _start(attack: Attack) -> Callable[..., Any]:
-    """init for a batch of examples, each with the key of its index and restart."""
+    """Runs `init` for a batch of examples, each with the key of its index and restart."""
 
     def start(classifier, examples, key):
         def one(image, label, index, restart, eps):
@@ -260,7 +260,9 @@ def _validated(attack, classifier, images, labels, eps):
         )
     if attack.minimum_norm:
         if eps is not None:
-            raise ValueError(f"eps is {eps}; {type(attack).__name__} looks for the minimum, pass None.")
+            raise ValueError(
+                f"eps is {eps}; {type(attack).__name__} looks for the minimum, pass None."
+            )
         eps = np.inf
     elif eps is None:
         raise ValueError(f"eps is None; {type(attack).__name__} needs a budget in {attack.norm}.")

@@ -1,4 +1,4 @@
-"""Blind adversarial pruning (Xie et al. 2020): each example's budget is estimated, not prescribed."""
+"""Blind adversarial pruning (Xie et al. 2020): budgets are estimated, not prescribed."""
 
 import dataclasses
 

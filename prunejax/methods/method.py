@@ -106,7 +106,7 @@ class PruningMethod(Method):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GradualMethod(PruningMethod):
-    """A method that prunes during training by the cubic schedule; subclasses say what they minimise.
+    """A method that prunes while it trains, by the cubic schedule.
 
     Attributes:
       pruning_epochs: epochs from the first step until the target sparsity is reached.
@@ -120,7 +120,8 @@ class GradualMethod(PruningMethod):
         super().__post_init__()
         if not 0 <= self.pruning_epochs < self.epochs:
             raise ValueError(
-                f"pruning_epochs is {self.pruning_epochs}; it must lie in [0, epochs = {self.epochs})."
+                f"pruning_epochs is {self.pruning_epochs}; "
+                f"it must lie in [0, epochs = {self.epochs})."
             )
 
     def objective(self) -> Callable[..., Any]:

@@ -10,7 +10,7 @@ from prunejax.training.phase import Phase
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OneShot(PruningMethod):
-    """All at once, by global magnitude unless told otherwise (Sehwag et al. 2020, the LWM baseline).
+    """All at once, by global magnitude unless told otherwise (Sehwag et al. 2020, LWM baseline).
 
     Attributes:
       adversarial: fine-tune on PGD examples instead of clean ones.

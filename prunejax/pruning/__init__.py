@@ -1,6 +1,6 @@
 """What to remove, when, and how it stays removed: pure transforms of pytrees of parameters.
 
-    mask = pruning.prune(params, 0.9, pruning.Pruner(allocation="global"))
+mask = pruning.prune(params, 0.9, pruning.Pruner(allocation="global"))
 """
 
 from prunejax.pruning.allocation import ALLOCATIONS

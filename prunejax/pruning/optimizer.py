@@ -79,7 +79,9 @@ def optimizer(
 
     def update(grads, state, params=None):
         if params is None:
-            raise ValueError("params is None; pruning needs optimizer.update(grads, state, params).")
+            raise ValueError(
+                "params is None; pruning needs optimizer.update(grads, state, params)."
+            )
         groups = [pruner.removal(params, sparsity) for _, sparsity in schedule]
         table = {group: jnp.array([g[group] for g in groups], jnp.int32) for group in groups[0]}
         updates, inner_state = _masked_update(inner, grads, state.inner, params, state.mask)

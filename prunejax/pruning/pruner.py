@@ -79,7 +79,8 @@ class Pruner:
             )
             offset = 0
             for path, units in zip(group, unit_scores, strict=True):
-                kept[path] = keep[offset : offset + units.size].reshape(units.shape)
+                # Also where `current` lost more than `removal` asks for, nothing comes back.
+                kept[path] &= keep[offset : offset + units.size].reshape(units.shape)
                 offset += units.size
         return trees.unflatten(current, kept)
 

@@ -33,6 +33,8 @@ def keep_all_but_lowest(scores: jax.Array, count: jax.Array | int) -> jax.Array:
 
 def _ordered_bits(x: jax.Array) -> jax.Array:
     """Unsigned integers in the order of the floats; -0.0 counts as 0.0."""
-    bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32) + 0.0, jnp.uint32)
+    bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
     sign = jnp.uint32(1 << 31)
+    # On the bits: XLA drops `x + 0.0`, and float arithmetic may flush subnormal scores to zero.
+    bits = jnp.where(bits == sign, jnp.uint32(0), bits)
     return jnp.where(bits & sign, ~bits, bits | sign)

@@ -50,7 +50,9 @@ class Store:
         self._manager = ocp.CheckpointManager(
             self._directory,
             item_names=("state", "position"),
-            options=ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False),
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=2, enable_async_checkpointing=False, cleanup_tmp_directories=True
+            ),
         )
 
     def save(self, checkpoint: int, position: Position, tree: Any) -> None:
@@ -112,9 +114,9 @@ class Store:
 
     def _unreadable(self, checkpoint: int) -> CheckpointError:
         return CheckpointError(
-            f"Checkpoint {self._directory / str(checkpoint)} is damaged or of another run. To go on "
-            "from the one before it, ask to fall back (--fall_back); to start anew, remove "
-            f"{self._directory}."
+            f"Checkpoint {self._directory / str(checkpoint)} is damaged or of another run. "
+            "To go on from the one before it, ask to fall back (--fall_back); "
+            f"to start anew, remove {self._directory}."
         )
 
 
@@ -128,13 +130,14 @@ def save_network(directory: str | pathlib.Path, variables: Any, mask: Any) -> No
     """
     import orbax.checkpoint as ocp
 
-    full = jax.tree.map(
-        lambda p, keep: np.broadcast_to(keep, p.shape), variables["params"], mask
-    )
+    full = jax.tree.map(lambda p, keep: np.broadcast_to(keep, p.shape), variables["params"], mask)
     params, keep = trees.flatten(variables["params"]), trees.flatten(full)
     rest = {name: value for name, value in variables.items() if name != "params"}
     content = {
-        "kept": {path: np.asarray(leaf)[keep[path]] for path, leaf in params.items()},
+        # Orbax takes no empty arrays: a leaf that lost everything has no entry.
+        "kept": {
+            path: np.asarray(leaf)[keep[path]] for path, leaf in params.items() if keep[path].any()
+        },
         "mask": masks.pack(mask),
         "rest": {path: np.asarray(leaf) for path, leaf in trees.flatten(rest).items()},
     }
@@ -164,7 +167,7 @@ def load_network(directory: str | pathlib.Path, template: Any) -> tuple[Any, Any
         params = jax.tree.map(np.zeros_like, _materialized(template["params"]))
         keep = jax.tree.map(lambda p, k: np.broadcast_to(k, p.shape), params, mask)
         for path, leaf in trees.flatten(params).items():
-            leaf[trees.flatten(keep)[path]] = content["kept"][path]
+            leaf[trees.flatten(keep)[path]] = content["kept"].get(path, [])
         rest = {name: value for name, value in template.items() if name != "params"}
         rest = trees.map_with_path(lambda path, _: content["rest"][path], rest)
     except Exception as error:

@@ -99,7 +99,9 @@ def train(
         raise ValueError("phases is empty; a method has at least one phase.")
     mesh = batches.data_mesh() if mesh is None else mesh
     if batch_size % mesh.size:
-        raise ValueError(f"batch_size is {batch_size}; it must be a multiple of {mesh.size} devices.")
+        raise ValueError(
+            f"batch_size is {batch_size}; it must be a multiple of {mesh.size} devices."
+        )
     steps = len(batches.epoch_indices(len(dataset), batch_size, seed, 0))
     chunks = -(-steps * batch_size * dataset.images[0].nbytes // CHUNK_BYTES)
     total = steps * sum(phase.epochs for phase in phases)
@@ -119,7 +121,8 @@ def train(
         if resumed and number == resumed.phase:
             first_epoch, best_value = resumed.epoch, resumed.best_value
             template = {"state": shapes, "best": end_shapes}
-            state, best = jax.device_put(store.restore(resumed, template), everywhere).values()
+            restored = jax.device_put(store.restore(resumed, template), everywhere)
+            state, best = restored["state"], restored["best"]
         else:
             first_epoch, best_value = 0, -np.inf
             state = jax.jit(begin, out_shardings=everywhere)(current)
@@ -134,7 +137,9 @@ def train(
             for part in np.array_split(indices, chunks):
                 examples = batches.to_devices(dataset, part, mesh)
                 state, (loss, metrics) = run_epoch(state, examples, phase_key)
-                losses.append(_finite(np.asarray(loss), global_epoch * steps + sum(map(len, losses))))
+                losses.append(
+                    _finite(np.asarray(loss), global_epoch * steps + sum(map(len, losses)))
+                )
                 progress(global_epoch * steps + sum(map(len, losses)), total)
             now = end(state)
             row = {

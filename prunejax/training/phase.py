@@ -71,4 +71,6 @@ class Phase:
 
     def __post_init__(self):
         if self.epochs < 1:
-            raise ValueError(f"epochs of phase {self.name!r} is {self.epochs}; at least 1 is needed.")
+            raise ValueError(
+                f"epochs of phase {self.name!r} is {self.epochs}; at least 1 is needed."
+            )

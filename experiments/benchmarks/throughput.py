@@ -1,0 +1,596 @@
+r"""How fast attacks and training are, inside compiled loops and out of them, and beside torch.
+
+For example:
+
+    python -m experiments.benchmarks.throughput
+    python -m experiments.benchmarks.throughput --peers --networks=strided_cnn --output=speed.json
+
+Images are random, and so are the networks: speed does not depend on them. Two kinds of work:
+
+    pgd       examples x steps a second of PGD (Linf, cross-entropy, a fixed number of steps) on
+              images that it never finishes early, for its budget is far too small
+    training  images a second of natural training (SGD with momentum)
+
+Each is done by
+
+    loop      the compiled chunk of steps of `attacks.run`, the compiled epoch of `training.train`
+    step      one compiled step after another, called from Python
+    run       (pgd) `attacks.run` itself, with its checks before and after the steps
+    torch, foolbox, torchattacks
+              (with --peers, of `experiments/benchmarks/install_peers.sh`) the same steps on the
+              same weights and cores, channels last where that is faster
+
+in turn, round after round; the best round counts, the median shows whether the machine was idle.
+Two to three minutes on two cores, about twice that with --peers.
+"""
+
+import dataclasses
+import datetime
+import functools
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import resource
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import app, flags
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from rich.console import Console
+from rich.table import Table
+
+from experiments import environment
+from experiments.benchmarks import timing
+from prunejax import attacks, models
+from prunejax.attacks import runner
+from prunejax.classifier import Classifier, Network
+from prunejax.data import Dataset
+from prunejax.masks import dense
+from prunejax.training import batches, loop, objectives
+from prunejax.training.phase import Phase
+
+# As many as `attacks.run` makes before it looks which examples are finished.
+ATTACK_STEPS = runner.CHUNK_STEPS
+ATTACK = attacks.PGD(norm="linf", steps=ATTACK_STEPS, loss="cross_entropy")
+# So small that no prediction changes.
+EPS = 1e-5
+TRAINING_STEPS = 4
+TRAINING_BATCH = 128
+LEARNING_RATE, MOMENTUM = 1e-3, 0.9
+NUM_CLASSES = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A network to be timed, its image shape and how many examples are attacked at a time."""
+
+    network: str
+    image_shape: tuple[int, int, int]
+    attack_batch: int
+
+
+CASES = (
+    Case("strided_cnn", (28, 28, 1), 512),
+    Case("lenet5", (28, 28, 1), 128),
+    Case("resnet8", (32, 32, 3), 128),
+)
+
+_NETWORKS = flags.DEFINE_list(
+    "networks", [case.network for case in CASES], "The networks to time, separated by commas."
+)
+_PEERS = flags.DEFINE_bool(
+    "peers", False, "Time torch, foolbox and torchattacks as well; they must be installed."
+)
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "A JSON file for all numbers; they are only printed where it is not given."
+)
+_SECONDS = flags.DEFINE_float(
+    "seconds", 0.4, "Each timing repeats its call until it lasts about that long.", lower_bound=0.0
+)
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "Timings of each candidate.", lower_bound=1)
+
+
+def main(argv: list[str]) -> None:
+    """Times, prints and saves."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown argument {argv[1]!r}: flags begin with --")
+    known = {case.network: case for case in CASES}
+    for name in _NETWORKS.value:
+        if name not in known:
+            raise app.UsageError(f"--networks has {name!r}; it may have {', '.join(known)}")
+    environment.configure(flags.FLAGS.cpu_devices)
+    if _PEERS.value and jax.default_backend() != "cpu":
+        raise app.UsageError("--peers is for the CPU, set JAX_PLATFORMS=cpu")
+
+    console = Console()
+    rows, ratios = [], []
+    for name in _NETWORKS.value:
+        for work, candidates in _work(known[name]).items():
+            with console.status(f"{name}, {work}"):
+                measured = timing.compare(candidates, rounds=_ROUNDS.value, seconds=_SECONDS.value)
+            rows += [_row(name, work, measurement) for measurement in measured.values()]
+            ratios += [
+                {"network": name, "work": work, "ratio": what, "value": value}
+                for what, value in _ratios(measured).items()
+            ]
+    report = {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "machine": _machine(),
+        "versions": _versions(),
+        "settings": _settings(),
+        "measurements": rows,
+        "ratios": ratios,
+        "peak_memory_mib": _peak_memory_mib(),
+    }
+    _print(console, report)
+    if _OUTPUT.value:
+        pathlib.Path(_OUTPUT.value).write_text(json.dumps(report, indent=2) + "\n")
+
+
+def _work(case: Case) -> dict[str, list[timing.Candidate]]:
+    """What is to be compared with each other."""
+    classifier = _classifier(case)
+    meshes = _meshes()
+    pgd = [candidate for mesh in meshes for candidate in _attacks(case, classifier, mesh)]
+    training = [candidate for mesh in meshes for candidate in _trainings(case, classifier, mesh)]
+    if _PEERS.value:
+        pgd += _peer_attacks(case, classifier)
+        training.append(_peer_training(case, classifier))
+    return {"pgd": pgd, "training": training}
+
+
+def _meshes() -> list[Mesh]:
+    devices = jax.local_devices()
+    return [batches.data_mesh(devices[:number]) for number in sorted({1, len(devices)})]
+
+
+def _name(what: str, mesh: Mesh) -> str:
+    return f"{what}, {mesh.size} device{'s' * (mesh.size > 1)}"
+
+
+# --- This library ---
+
+
+def _classifier(case: Case) -> Classifier:
+    """With no parameter at its initial 0 or 1, so that the copies for torch are really compared."""
+    network = Network(models.create(case.network, num_classes=NUM_CLASSES))
+    rng = np.random.default_rng(0)
+
+    def vary(leaf):
+        return jnp.asarray(
+            leaf * rng.uniform(0.8, 1.2, leaf.shape) + rng.normal(0, 0.01, leaf.shape), "f4"
+        )
+
+    return Classifier(
+        jax.tree.map(vary, network.init(jax.random.key(0), case.image_shape)), network
+    )
+
+
+def _images(case: Case, number: int) -> np.ndarray:
+    return np.random.default_rng(1).random((number, *case.image_shape), np.float32)
+
+
+def _attacked(case: Case, classifier: Classifier) -> tuple[np.ndarray, np.ndarray]:
+    """Images and the classes that they are predicted as."""
+    images = _images(case, case.attack_batch)
+    return images, np.asarray(jnp.argmax(classifier(images), axis=-1), np.int32)
+
+
+def _attacks(case: Case, classifier: Classifier, mesh: Mesh) -> list[timing.Candidate]:
+    images, labels = _attacked(case, classifier)
+    number = len(images)
+    lane = NamedSharding(mesh, PartitionSpec("data"))
+    replicated = jax.device_put(classifier, NamedSharding(mesh, PartitionSpec()))
+    keys = jax.random.split(jax.random.key(0), number)
+    init = jax.jit(jax.vmap(ATTACK.init, in_axes=(None, 0, 0, 0, 0)), out_shardings=lane)
+    state = functools.partial(init, replicated, images, labels, keys, np.full(number, EPS, "f4"))
+
+    advance = runner._programs(ATTACK, mesh).advance
+    step = _attack_step(mesh)
+
+    def one_by_one(state):
+        for _ in range(ATTACK_STEPS):
+            state = step(replicated, state)
+        return state
+
+    def run():
+        result = attacks.run(
+            ATTACK, classifier, images, labels, key=jax.random.key(0), eps=EPS,
+            batch_size=number, devices=list(mesh.devices.flat),
+        )  # fmt: skip
+        if result.success.any():
+            raise RuntimeError("an example was finished early; the budget is not small enough")
+
+    work = number * ATTACK_STEPS
+    in_loop = _carried(lambda state: advance(replicated, state, ATTACK_STEPS)[0], state())
+    return [
+        timing.Candidate(_name("loop", mesh), work, _precisely(in_loop)),
+        timing.Candidate(_name("step", mesh), work, _precisely(_carried(one_by_one, state()))),
+        timing.Candidate(_name("run", mesh), work, run),
+    ]
+
+
+def _attack_step(mesh: Mesh) -> Callable[[Classifier, Any], Any]:
+    """A step as anyone would compile it, without what keeps convolutions fast in loops."""
+    one, lane = PartitionSpec(), PartitionSpec("data")
+    step = jax.vmap(ATTACK.step, in_axes=(None, 0))
+    sharded = jax.shard_map(step, mesh=mesh, in_specs=(one, lane), out_specs=lane, check_vma=False)
+    return jax.jit(sharded, donate_argnums=1)
+
+
+def _trainings(case: Case, classifier: Classifier, mesh: Mesh) -> list[timing.Candidate]:
+    phase = Phase(
+        name="train",
+        epochs=1,
+        objective=objectives.natural(),
+        optimizer=lambda mask: optax.sgd(LEARNING_RATE, MOMENTUM),
+    )
+    mask = dense(classifier.params)
+    begin = functools.partial(
+        loop._begin, phase, loop.Trained(classifier.variables, mask), key=jax.random.key(0)
+    )
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    state = jax.jit(begin, out_shardings=everywhere)
+    key = jax.random.key(0)
+    dataset = _dataset(case)
+    order = np.arange(len(dataset)).reshape(TRAINING_STEPS, TRAINING_BATCH)
+    epoch = batches.to_devices(dataset, order, mesh)
+    single = [batches.to_devices(dataset, part[None], mesh) for part in order]
+
+    run_epoch = loop._compile_epoch(classifier.apply_fn, phase, mask, shift=0, flip=False)
+
+    def one_by_one(state):
+        for examples in single:
+            state, _ = run_epoch(state, examples, key)
+        return state
+
+    in_loop = _carried(lambda state: run_epoch(state, epoch, key)[0], state())
+    return [
+        timing.Candidate(_name("loop", mesh), len(dataset), in_loop),
+        timing.Candidate(_name("step", mesh), len(dataset), _carried(one_by_one, state())),
+    ]
+
+
+def _dataset(case: Case) -> Dataset:
+    images = (255 * _images(case, TRAINING_STEPS * TRAINING_BATCH)).astype(np.uint8)
+    labels = np.arange(len(images), dtype=np.int32) % NUM_CLASSES
+    return Dataset(images, labels, tuple(map(str, range(NUM_CLASSES))), "random", "train")
+
+
+def _carried(advance: Callable[[Any], Any], state: Any) -> Callable[[], None]:
+    """Advances a state further at each call: its memory is donated, so it is used only once."""
+
+    def call():
+        nonlocal state
+        state = jax.block_until_ready(advance(state))
+
+    return call
+
+
+def _precisely(call: Callable[[], None]) -> Callable[[], None]:
+    """With the precision of `attacks.run`."""
+
+    def wrapped():
+        with jax.default_matmul_precision("highest"):
+            call()
+
+    return wrapped
+
+
+# --- Its peers ---
+
+
+def _peer_attacks(case: Case, classifier: Classifier) -> list[timing.Candidate]:
+    import foolbox
+    import torch
+    import torchattacks
+
+    images, labels = _attacked(case, classifier)
+    network = _torch_network(case.network, classifier.variables).eval().requires_grad_(False)
+    _check_same(classifier, network, images)
+    labels = torch.from_numpy(labels).long()
+    step_size = EPS * 2.5 / ATTACK_STEPS
+    network, images = min(
+        _torch_formats(network, images),
+        key=lambda pair: _seconds_of(lambda: _torch_pgd(*pair, labels, step_size)),
+    )
+
+    lib_foolbox = foolbox.attacks.LinfPGD(abs_stepsize=step_size, steps=ATTACK_STEPS)
+    model_foolbox = foolbox.PyTorchModel(network, bounds=(0, 1), device="cpu")
+    lib_torchattacks = torchattacks.PGD(network, eps=EPS, alpha=step_size, steps=ATTACK_STEPS)
+    calls = {
+        "torch": lambda: _torch_pgd(network, images, labels, step_size),
+        "foolbox": lambda: lib_foolbox(model_foolbox, images, labels, epsilons=EPS),
+        "torchattacks": lambda: lib_torchattacks(images, labels),
+    }
+    work = len(images) * ATTACK_STEPS
+    return [timing.Candidate(name, work, call) for name, call in calls.items()]
+
+
+def _torch_pgd(network, images, labels, step_size: float):
+    """The loop that everyone writes."""
+    import torch
+
+    x = (images + torch.empty_like(images).uniform_(-EPS, EPS)).clamp(0, 1)
+    for _ in range(ATTACK_STEPS):
+        x.requires_grad_()
+        loss = torch.nn.functional.cross_entropy(network(x), labels, reduction="sum")
+        (grad,) = torch.autograd.grad(loss, x)
+        x = x.detach() + step_size * grad.sign()
+        x = (images + (x - images).clamp(-EPS, EPS)).clamp(0, 1)
+    return x
+
+
+def _peer_training(case: Case, classifier: Classifier) -> timing.Candidate:
+    import torch
+
+    dataset = _dataset(case)
+    labels = torch.from_numpy(dataset.labels).long().split(TRAINING_BATCH)
+
+    def epoch_of(network, images):
+        optimizer = torch.optim.SGD(network.parameters(), LEARNING_RATE, MOMENTUM)
+        parts = list(zip(images.split(TRAINING_BATCH), labels, strict=True))
+
+        def epoch():
+            for batch, label in parts:
+                optimizer.zero_grad()
+                logits = network(batch.float() / 255)
+                torch.nn.functional.cross_entropy(logits, label).backward()
+                optimizer.step()
+
+        return epoch
+
+    network = _torch_network(case.network, classifier.variables).train()
+    epochs = [epoch_of(*pair) for pair in _torch_formats(network, dataset.images)]
+    return timing.Candidate("torch", len(dataset), min(epochs, key=_seconds_of))
+
+
+def _seconds_of(call: Callable[[], object]) -> float:
+    call()
+    return min(timing.elapsed(call) for _ in range(3))
+
+
+def _torch_formats(network, images: np.ndarray) -> list[tuple[Any, Any]]:
+    """The network and its images, channels first and channels last."""
+    import copy
+
+    import torch
+
+    images = torch.from_numpy(images).permute(0, 3, 1, 2)
+    formats = (torch.contiguous_format, torch.channels_last)
+    return [
+        (copy.deepcopy(network).to(memory_format=layout), images.contiguous(memory_format=layout))
+        for layout in formats
+    ]
+
+
+def _check_same(classifier: Classifier, network, images: np.ndarray) -> None:
+    import torch
+
+    with torch.no_grad():
+        theirs = network(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
+    difference = np.abs(np.asarray(classifier(images)) - theirs).max()
+    if not difference < 1e-4:
+        raise RuntimeError(f"the logits of the network in torch differ by {difference}")
+
+
+def _torch_network(name: str, variables: Mapping[str, Any]):
+    """The network as a torch module, from channels-first images, with these weights."""
+    from torch import nn
+
+    variables = jax.tree.map(np.asarray, variables)
+    params, stats = variables["params"], variables.get("batch_stats", {})
+    if name == "resnet8":
+        return _torch_resnet(params, stats)
+    pooling = {"strided_cnn": [], "lenet5": [nn.MaxPool2d(2)]}[name]
+    options = {"strided_cnn": {"stride": 2, "padding": 1}, "lenet5": {"padding": 2}}[name]
+    channels = params["Conv_1"]["kernel"].shape[-1]
+    return nn.Sequential(
+        _torch_conv(params["Conv_0"], **options), nn.ReLU(), *pooling,
+        _torch_conv(params["Conv_1"], **options), nn.ReLU(), *pooling,
+        nn.Flatten(),
+        _torch_dense(params["Dense_0"], channels), nn.ReLU(),
+        _torch_dense(params["Dense_1"]),
+    )  # fmt: skip
+
+
+def _torch_resnet(params: Mapping[str, Any], stats: Mapping[str, Any]):
+    from torch import nn
+
+    class Block(nn.Module):
+        def __init__(self, params, stats, stride):
+            super().__init__()
+            self.main = nn.Sequential(
+                _torch_conv(params["Conv_0"], stride=stride, padding=1),
+                _torch_norm(params["BatchNorm_0"], stats["BatchNorm_0"]),
+                nn.ReLU(),
+                _torch_conv(params["Conv_1"], padding=1),
+                _torch_norm(params["BatchNorm_1"], stats["BatchNorm_1"]),
+            )
+            self.shortcut = nn.Identity()
+            if "shortcut" in params:
+                self.shortcut = nn.Sequential(
+                    _torch_conv(params["shortcut"], stride=stride),
+                    _torch_norm(params["shortcut_norm"], stats["shortcut_norm"]),
+                )
+
+        def forward(self, x):
+            return nn.functional.relu(self.main(x) + self.shortcut(x))
+
+    names = sorted(name for name in params if name.startswith("BasicBlock"))
+    return nn.Sequential(
+        _torch_conv(params["Conv_0"], padding=1),
+        _torch_norm(params["BatchNorm_0"], stats["BatchNorm_0"]),
+        nn.ReLU(),
+        *(Block(params[n], stats[n], 1 if i == 0 else 2) for i, n in enumerate(names)),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        _torch_dense(params["Dense_0"]),
+    )
+
+
+def _torch_conv(params: Mapping[str, np.ndarray], *, stride: int = 1, padding: int = 0):
+    from torch import nn
+
+    size, _, inputs, outputs = params["kernel"].shape
+    layer = nn.Conv2d(inputs, outputs, size, stride, padding, bias="bias" in params)
+    _fill(layer, weight=params["kernel"].transpose(3, 2, 0, 1), bias=params.get("bias"))
+    return layer
+
+
+def _torch_dense(params: Mapping[str, np.ndarray], channels: int = 1):
+    """For features of so many channels, which flatten with the channel first in torch."""
+    from torch import nn
+
+    inputs, outputs = params["kernel"].shape
+    kernel = params["kernel"].reshape(-1, channels, outputs).swapaxes(0, 1).reshape(inputs, outputs)
+    layer = nn.Linear(inputs, outputs)
+    _fill(layer, weight=kernel.T, bias=params["bias"])
+    return layer
+
+
+def _torch_norm(params: Mapping[str, np.ndarray], stats: Mapping[str, np.ndarray]):
+    from torch import nn
+
+    layer = nn.BatchNorm2d(len(params["scale"]))  # eps 1e-5 and momentum 0.1 (0.9 in Flax)
+    _fill(layer, weight=params["scale"], bias=params["bias"])
+    _fill(layer, running_mean=stats["mean"], running_var=stats["var"])
+    return layer
+
+
+def _fill(layer, **arrays: np.ndarray | None) -> None:
+    import torch
+
+    with torch.no_grad():
+        for name, array in arrays.items():
+            if array is not None:
+                getattr(layer, name).copy_(torch.from_numpy(np.array(array)))
+
+
+# --- The report ---
+
+
+def _ratios(measured: Mapping[str, timing.Measurement]) -> dict[str, float]:
+    """Quotients of best rates, where both were measured."""
+    best = {name: measurement.best for name, measurement in measured.items()}
+    ours = [name for name in best if "device" in name]
+    peers = {name: best[name] for name in best if name not in ours}
+    result = {}
+    for name in ours:
+        what, _, where = name.partition(", ")
+        if what == "loop":
+            result[f"loop / step, {where}"] = best[name] / best[f"step, {where}"]
+    for what in dict.fromkeys(name.partition(", ")[0] for name in ours):
+        one, *more = (name for name in ours if name.startswith(f"{what}, "))
+        for name in more:
+            result[f"{name} / 1"] = best[name] / best[one]
+    if peers:
+        # What a user calls: `attacks.run` for an attack, the compiled epoch for training.
+        called = (
+            max(best[n] for n in ours if n.startswith("run"))
+            if "torchattacks" in peers
+            else (max(best[n] for n in ours if n.startswith("loop")))
+        )
+        fastest = max(peers, key=peers.__getitem__)
+        result[f"prunejax / {fastest}, the fastest peer"] = called / peers[fastest]
+    return result
+
+
+def _row(network: str, work: str, measurement: timing.Measurement) -> dict[str, Any]:
+    return {
+        "network": network,
+        "work": work,
+        "candidate": measurement.name,
+        "best_per_second": measurement.best,
+        "median_per_second": measurement.median,
+        "rounds_per_second": list(measurement.rates),
+    }
+
+
+def _machine() -> dict[str, Any]:
+    """Its kind, nothing by which it could be recognised."""
+    return {
+        "backend": jax.default_backend(),
+        "device": jax.local_devices()[0].device_kind,
+        "devices": jax.local_device_count(),
+        "processor": _processor(),
+        "cores": _cores(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+    }
+
+
+def _processor() -> str:
+    info = pathlib.Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def _versions() -> dict[str, str]:
+    names = ["prunejax", "jax", "jaxlib", "flax", "optax", "numpy"]
+    if _PEERS.value:
+        names += ["torch", "foolbox", "torchattacks"]
+    return {name: importlib.metadata.version(name) for name in names}
+
+
+def _settings() -> dict[str, Any]:
+    return {
+        "seconds": _SECONDS.value,
+        "rounds": _ROUNDS.value,
+        "attack": repr(ATTACK),
+        "eps": EPS,
+        "attack_batch": {case.network: case.attack_batch for case in CASES},
+        "training_batch": TRAINING_BATCH,
+        "training_steps": TRAINING_STEPS,
+    }
+
+
+def _peak_memory_mib() -> float:
+    """Of the whole process, peers and all."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def _print(console: Console, report: Mapping[str, Any]) -> None:
+    machine = report["machine"]
+    table = Table(
+        title=f"{machine['device']} ({machine['processor']}, {machine['cores']} cores)",
+        caption="pgd: examples x steps a second; training: images a second",
+    )
+    for column in ("network", "work", "by"):
+        table.add_column(column)
+    for column in ("best", "median"):
+        table.add_column(column, justify="right")
+    for row in report["measurements"]:
+        table.add_row(
+            row["network"],
+            row["work"],
+            row["candidate"],
+            f"{row['best_per_second']:,.0f}",
+            f"{row['median_per_second']:,.0f}",
+        )
+    console.print(table)
+    ratios = Table("network", "work", "ratio of best rates", "")
+    for row in report["ratios"]:
+        ratios.add_row(row["network"], row["work"], row["ratio"], f"{row['value']:.2f}")
+    console.print(ratios)
+    console.print(f"Peak memory of the process: {report['peak_memory_mib']:,.0f} MiB")
+
+
+if __name__ == "__main__":
+    environment.define_flags()
+    app.run(main)

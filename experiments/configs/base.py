@@ -1,0 +1,64 @@
+"""The keys that every experiment's config has, with their defaults.
+
+    --config=experiments/configs/<name>.py --config.method.sparsity=0.95 --config.seed=1
+
+Every attribute of the method is a key of `config.method`.
+"""
+
+import dataclasses
+
+from ml_collections import config_dict
+
+from prunejax import methods
+
+
+def base(dataset: str, model: str, method: str, **method_options) -> config_dict.ConfigDict:
+    """A config for one method on one data set; the parts are changed by attribute."""
+    config = config_dict.ConfigDict()
+    config.seed = 0
+    # A folder of another run whose network is the start; empty for a fresh network.
+    config.init_from = ""
+
+    config.dataset = config_dict.ConfigDict()
+    config.dataset.name = dataset
+    # Where TFDS has prepared it; empty for TFDS's own default.
+    config.dataset.data_dir = ""
+    config.dataset.shift = 0
+    config.dataset.flip = False
+
+    config.model = config_dict.ConfigDict()
+    config.model.name = model
+    config.model.mean = 0.0
+    config.model.std = 1.0
+    config.model.options = config_dict.ConfigDict()
+
+    defaults = {field.name: field.default for field in dataclasses.fields(methods.METHODS[method])}
+    config.method = config_dict.ConfigDict({"name": method})
+    for name, value in (defaults | method_options).items():
+        config.method[name] = config_dict.placeholder(float) if value is None else value
+
+    config.batch_size = 128
+    config.checkpoint_every = 1
+    # Validation after each epoch: the network with the highest value of `select` is kept.
+    config.validation = config_dict.ConfigDict()
+    config.validation.select = "validation_robust_accuracy"
+    config.validation.norm = "linf"
+    config.validation.eps = 0.1
+    config.validation.steps = 10
+    config.validation.examples = 500
+
+    # The attacked examples are the first of the test split, the same for every network.
+    config.evaluation = config_dict.ConfigDict()
+    config.evaluation.examples = 1000
+    config.evaluation.batch_size = 256
+    config.evaluation.protocols = config_dict.ConfigDict()
+    return config
+
+
+def protocol(
+    attack: str, budgets: tuple[float, ...], stated: float, **options
+) -> config_dict.ConfigDict:
+    """One attack of the evaluation: budgets to look at, the one that tables quote, options."""
+    return config_dict.ConfigDict(
+        {"attack": attack, "budgets": budgets, "stated": stated, "options": options}
+    )

@@ -1,0 +1,94 @@
+"""What the commands share: how JAX is set up, flags, and errors as one sentence."""
+
+import contextlib
+import os
+import pathlib
+import re
+import runpy
+from collections.abc import Callable
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_dict
+
+from prunejax import names
+
+
+def cache_directory() -> pathlib.Path:
+    """Where compiled programs are kept between runs: the user's cache folder."""
+    root = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    return pathlib.Path(root) / "prunejax" / "jax"
+
+
+def configure(cpu_devices: int | None = None) -> None:
+    """Shares the processor's cores between JAX devices and keeps compiled programs.
+
+    To be called before anything touches a device.
+
+    One CPU device does not keep two cores busy; two devices with half a batch each do.
+
+    Args:
+      cpu_devices: CPU devices to make; by default the cores, down to a power of two (for batch
+        sizes are), and at most 8. Without effect on GPUs and TPUs, or once a backend has started.
+    """
+    affinity = getattr(os, "sched_getaffinity", None)  # only Linux has it
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    devices = cpu_devices or min(8, 2 ** (cores.bit_length() - 1))
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", devices)
+    jax.config.update("jax_compilation_cache_dir", os.fspath(cache_directory()))
+    # Orbax reports every save in ten lines at level INFO.
+    logging.set_verbosity(logging.WARNING)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def define_flags() -> None:
+    """The flags that all experiments share; for their `__main__` part only."""
+    flags.DEFINE_integer(
+        "cpu_devices",
+        None,
+        "CPU devices that share a batch; by default as many as there are cores. "
+        "Without effect on GPUs and TPUs.",
+        lower_bound=1,
+    )
+    flags.declare_key_flag("cpu_devices")
+
+
+def run(main: Callable[[], None]) -> None:
+    """Parses the flags, sets JAX up and runs `main`; what the user can mend ends in one sentence."""
+
+    def guarded(argv: list[str]) -> None:
+        if len(argv) > 1:
+            raise app.UsageError(f"Unknown arguments: {' '.join(argv[1:])}.")
+        configure(flags.FLAGS.cpu_devices)
+        try:
+            main()
+        except (ValueError, FileNotFoundError, RuntimeError) as error:
+            logging.debug("In full:", exc_info=True)
+            raise SystemExit(f"{type(error).__name__}: {error}") from error
+        except KeyboardInterrupt as error:
+            raise SystemExit("Interrupted. The same command goes on where it was.") from error
+
+    app.run(guarded, flags_parser=_parse)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """absl's parser, whose error for an unknown config key names the nearest and lists them all."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except AttributeError as error:
+        raise SystemExit(_unknown_key(argv) or str(error)) from error
+
+
+def _unknown_key(argv: list[str]) -> str | None:
+    files = [a.partition("=")[2] for a in argv if re.match(r"--?config=", a)]
+    overrides = [m.group(1) for a in argv if (m := re.match(r"--?config\.([\w.]+)", a))]
+    config = runpy.run_path(files[-1])["get_config"]()
+    for override in overrides:
+        branch = config
+        for key in override.split("."):
+            if not isinstance(branch, config_dict.ConfigDict) or key not in branch:
+                valid = branch.keys() if isinstance(branch, config_dict.ConfigDict) else ()
+                return f"--config.{override}: {names.unknown('config key', key, valid)}"
+            branch = branch[key]
+    return None

@@ -1,0 +1,94 @@
+"""Attacks the network of a finished run, as its config says, and reports what is left.
+
+    python -m experiments.evaluate --workdir=runs/blind [--attacks=linf_pgd,l0_sigma_zero]
+
+Leaves records, a summary and a report in the run's folder; what is there already is not repeated.
+"""
+
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import pyarrow.compute as pc
+from absl import flags
+from rich.console import Console
+
+from experiments import environment, from_config, progress, report, run_directory
+from prunejax import masks, trees
+from prunejax.evaluation import clean_accuracy, evaluate, robust_accuracy
+
+
+def evaluate_run(
+    workdir: pathlib.Path,
+    chosen: Sequence[str] | None = None,
+    *,
+    report: Callable[[str, int, int], None] = lambda task, done, total: None,
+) -> dict[str, Any]:
+    """Runs the protocols on the test split, and writes records and `summary.json`.
+
+    Args:
+      workdir: folder of a finished run.
+      chosen: names of protocols; all where None.
+      report: called with (task, examples done, examples in all).
+
+    Returns:
+      The summary.
+    """
+    config = run_directory.read_config(workdir)
+    plan = from_config.protocols(config, chosen)
+    dataset = from_config.load_split(config, "test")
+    dataset = dataset.take(min(config.evaluation.examples, len(dataset)))
+    classifier, mask = from_config.load_trained(config, workdir, dataset)
+    table = evaluate(
+        classifier,
+        dataset,
+        plan,
+        workdir / "records",
+        seed=config.seed,
+        batch_size=config.evaluation.batch_size,
+        progress=lambda name, done, total: report(f"attack {workdir.name} {name}", done, total),
+    )
+    params = classifier.params
+    summary = {
+        "clean_accuracy": clean_accuracy(table),
+        "robust_accuracy": [
+            {
+                "attack": protocol.name,
+                "norm": protocol.attack.norm,
+                "budget": protocol.stated,
+                "accuracy": robust_accuracy(
+                    table.filter(pc.equal(table["attack"], protocol.name)), protocol.stated
+                ),
+            }
+            for protocol in plan
+        ],
+        "examples": len(dataset),
+        "nominal_density": 1.0 - config.method.get("sparsity", 0.0),
+        "real_density": masks.density(params, mask),
+        "parameters": trees.size(params),
+        "nonzero_parameters": int(sum(jax.numpy.count_nonzero(p) for p in jax.tree.leaves(params))),
+        "bytes_on_disk": sum(f.stat().st_size for f in (workdir / "network").rglob("*")),
+    }
+    run_directory.write_json(workdir / "summary.json", summary)
+    return summary
+
+
+def main() -> None:
+    """Runs the command."""
+    workdir = pathlib.Path(flags.FLAGS.workdir)
+    with progress.bars() as show:
+        evaluate_run(workdir, flags.FLAGS.attacks, report=show)
+    Console().print(
+        report.write_report({workdir.name: workdir}, workdir / "report", flags.FLAGS.attacks)
+    )
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("workdir", None, "The folder of a run of experiments.train.")
+    flags.DEFINE_list(
+        "attacks", None, "Which of the config's evaluation.protocols to run; by default all."
+    )
+    environment.define_flags()
+    flags.mark_flags_as_required(["workdir"])
+    environment.run(main)

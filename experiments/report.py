@@ -1,0 +1,65 @@
+"""Table, curves and page of one run or several, from their records and summaries alone.
+
+python -m experiments.report --workdirs=runs/dense,runs/blind --output=runs/report
+"""
+
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+
+from absl import flags
+from rich.console import Console
+from rich.table import Table
+
+from experiments import environment, from_config, run_directory
+from prunejax import reporting
+from prunejax.evaluation import records
+
+
+def write_report(
+    workdirs: Mapping[str, pathlib.Path],
+    output: pathlib.Path,
+    chosen: Sequence[str] | None = None,
+) -> Table:
+    """Writes `index.html`, `security_curves.png` and `.pdf`; returns the table.
+
+    Args:
+      workdirs: evaluated runs by the name to show; they must share their evaluation protocols.
+      output: folder to write to.
+      chosen: names of protocols; all where None.
+    """
+    summaries = {
+        name: json.loads((directory / "summary.json").read_text())
+        for name, directory in workdirs.items()
+    }
+    tables = {name: records.read_all(directory / "records") for name, directory in workdirs.items()}
+    config = run_directory.read_config(next(iter(workdirs.values())))
+    figure = reporting.security_curves(tables, from_config.protocols(config, chosen))
+    table = reporting.comparison(summaries)
+    output.mkdir(parents=True, exist_ok=True)
+    for suffix in ("png", "pdf"):
+        figure.savefig(output / f"security_curves.{suffix}", dpi=150)
+    examples = next(iter(summaries.values()))["examples"]
+    note = (
+        f"Data: {config.dataset.name}, the first {examples} examples of the test split. Accuracies "
+        "are upper bounds: a stronger attack can only lower them. Masks alone save neither time "
+        "nor memory while computing."
+    )
+    page = reporting.page(f"prunejax: {', '.join(workdirs)}", table, figure, note)
+    run_directory.write_text(output / "index.html", page)
+    return table
+
+
+def main() -> None:
+    """Runs the command."""
+    directories = [pathlib.Path(path) for path in flags.FLAGS.workdirs]
+    workdirs = {directory.name: directory for directory in directories}
+    Console().print(write_report(workdirs, pathlib.Path(flags.FLAGS.output)))
+
+
+if __name__ == "__main__":
+    flags.DEFINE_list("workdirs", None, "Folders of evaluated runs, separated by commas.")
+    flags.DEFINE_string("output", None, "Folder for index.html and the figures.")
+    environment.define_flags()
+    flags.mark_flags_as_required(["workdirs", "output"])
+    environment.run(main)

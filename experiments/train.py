@@ -1,0 +1,153 @@
+"""Trains and prunes one network, as a config says.
+
+    python -m experiments.train --config=experiments/configs/digits_blind.py --workdir=runs/blind \
+        --config.method.sparsity=0.95
+
+A run that was stopped goes on from its last checkpoint; a finished one is left alone.
+"""
+
+import functools
+import math
+import pathlib
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from absl import flags
+from ml_collections import config_dict, config_flags
+
+from experiments import environment, from_config, progress, run_directory
+from prunejax import attacks, data, masks, methods, names, training
+from prunejax.classifier import Classifier, Network
+from prunejax.training import batches, checkpoints
+
+
+def train(
+    config: config_dict.ConfigDict,
+    workdir: pathlib.Path,
+    *,
+    fall_back: bool = False,
+    report: Callable[[str, int, int], None] = lambda task, done, total: None,
+) -> Classifier:
+    """The trained classifier of the run in `workdir`; whatever of the run is missing is made.
+
+    Args:
+      config: as the files of configs/ make it.
+      workdir: the run's folder.
+      fall_back: drop the newest checkpoint where it is damaged.
+      report: called with (task, steps done, steps in all).
+
+    Raises:
+      ValueError: a config that cannot be run; before anything is compiled or written.
+    """
+    method = methods.create(**config.method)
+    from_config.protocols(config)  # what cannot be evaluated later is refused now
+    train_set, validation_set = (
+        from_config.load_split(config, "train"),
+        from_config.load_split(config, "validation"),
+    )
+    network = from_config.build_network(config, train_set)
+    steps = len(batches.epoch_indices(len(train_set), config.batch_size, config.seed, epoch=0))
+    phases = method.phases(steps)
+    validate = _validation(config, validation_set)
+    select = _selection(config)
+    start = _start(config, network, train_set)
+    run_directory.open_run(workdir, config)
+    if (workdir / "network").exists():
+        return from_config.load_trained(config, workdir, train_set)[0]
+
+    store = checkpoints.Store(workdir / "checkpoints", fall_back=fall_back)
+    metrics = run_directory.Metrics(workdir)
+    try:
+        trained = training.train(
+            network,
+            start,
+            phases,
+            train_set,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            shift=config.dataset.shift,
+            flip=config.dataset.flip,
+            validate=validate,
+            select=select,
+            store=store,
+            checkpoint_every=config.checkpoint_every,
+            log=metrics.write,
+            progress=functools.partial(report, f"train {workdir.name}"),
+            mesh=_mesh(config.batch_size),
+        )
+    finally:
+        metrics.close()
+        store.close()
+    checkpoints.save_network(workdir / "network", trained.variables, trained.mask)
+    return Classifier(trained.variables, network)
+
+
+def _start(config, network: Network, dataset: data.Dataset) -> training.Trained:
+    if config.init_from:
+        before = pathlib.Path(config.init_from)
+        classifier, mask = from_config.load_trained(
+            run_directory.read_config(before), before, dataset
+        )
+        if classifier.apply_fn != network:
+            raise ValueError(
+                f"init_from is {config.init_from!r}, a run of {classifier.apply_fn}; "
+                f"this config needs {network}."
+            )
+        return training.Trained(classifier.variables, mask)
+    variables = network.init(jax.random.key(config.seed), dataset.image_shape)
+    return training.Trained(variables, masks.dense(variables["params"]))
+
+
+def _validation(config, dataset: data.Dataset) -> Callable[[Classifier], dict[str, float]]:
+    """Clean and robust accuracy on held-out images, never those of the test split."""
+    settings = config.validation
+    attack = attacks.create("pgd", norm=settings.norm, steps=settings.steps)
+    dataset = dataset.take(min(settings.examples, len(dataset)))
+    images = dataset.images.astype(np.float32) / 255
+
+    def validate(classifier: Classifier) -> dict[str, float]:
+        result = attacks.run(
+            attack, classifier, images, dataset.labels, eps=settings.eps, key=jax.random.key(0)
+        )
+        return {
+            "validation_accuracy": float(np.mean(result.distance > 0)),
+            "validation_robust_accuracy": float(np.mean(~result.success)),
+        }
+
+    return validate
+
+
+def _selection(config) -> str:
+    valid = ("validation_accuracy", "validation_robust_accuracy")
+    if config.validation.select not in valid:
+        raise names.unknown("validation.select", config.validation.select, valid)
+    return config.validation.select
+
+
+def _mesh(batch_size: int):
+    """As many devices as divide the batch."""
+    devices = jax.devices()
+    return batches.data_mesh(devices[: math.gcd(batch_size, len(devices))])
+
+
+def main() -> None:
+    """Runs the command."""
+    with progress.bars() as report:
+        train(
+            flags.FLAGS.config,
+            pathlib.Path(flags.FLAGS.workdir),
+            fall_back=flags.FLAGS.fall_back,
+            report=report,
+        )
+
+
+if __name__ == "__main__":
+    config_flags.DEFINE_config_file("config", None, "The experiment: a file of configs/.")
+    flags.DEFINE_string("workdir", None, "The run's folder; made where it does not exist.")
+    flags.DEFINE_bool(
+        "fall_back", False, "Where the newest checkpoint is damaged, go on from the one before it."
+    )
+    environment.define_flags()
+    flags.mark_flags_as_required(["config", "workdir"])
+    environment.run(main)

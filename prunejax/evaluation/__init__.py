@@ -1,0 +1,21 @@
+"""How robust a network is: attack protocols, per-example records, and what is read off them."""
+
+from prunejax.evaluation import records
+from prunejax.evaluation.robustness import (
+    Protocol,
+    at_budget,
+    clean_accuracy,
+    evaluate,
+    predict,
+    robust_accuracy,
+)
+
+__all__ = [
+    "Protocol",
+    "at_budget",
+    "clean_accuracy",
+    "evaluate",
+    "predict",
+    "records",
+    "robust_accuracy",
+]

@@ -1,0 +1,94 @@
+"""One row an example, attack and budget, as Parquet: what every table and curve is computed from.
+
+column        type      meaning
+index         int32     number of the example in its split
+label         int32     true class
+prediction    int32     class predicted for the clean image
+attack        string    name of the attack in the protocol
+norm          string    in which budget and distance are measured
+budget        float32   null for a minimum-norm attack
+success       bool      adversarial, confirmed by a fresh forward pass
+distance      float32   in the norm; 0: clean image misclassified, inf: nothing found
+linf .. l0_pixels  float32  size of the perturbation that was found, in every norm
+"""
+
+import os
+import pathlib
+from collections.abc import Mapping
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from prunejax import norms
+
+SCHEMA = pa.schema(
+    [
+        ("index", pa.int32()),
+        ("label", pa.int32()),
+        ("prediction", pa.int32()),
+        ("attack", pa.string()),
+        ("norm", pa.string()),
+        ("budget", pa.float32()),
+        ("success", pa.bool_()),
+        ("distance", pa.float32()),
+        *((name, pa.float32()) for name in norms.NORMS),
+    ]
+)
+
+
+def table(columns: Mapping[str, object]) -> pa.Table:
+    """Columns of one attack, single values repeated, as a table of records."""
+    rows = len(columns["index"])
+
+    def column(field: pa.Field) -> pa.Array:
+        value = columns[field.name]
+        values = value if np.ndim(value) else [value] * rows
+        return pa.array(values, field.type)
+
+    return pa.table([column(field) for field in SCHEMA], schema=SCHEMA)
+
+
+def write(path: str | pathlib.Path, records: pa.Table, settings: str) -> None:
+    """Writes the records; whoever looks sees the old file or the new one, never half of one.
+
+    Args:
+      path: of the Parquet file.
+      records: the table.
+      settings: what they were made with, kept in the file for `read`.
+    """
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        pq.write_table(records.replace_schema_metadata({"settings": settings}), unfinished)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def read(path: str | pathlib.Path, settings: str | None = None) -> pa.Table | None:
+    """The records of a file; None where there is no file, or where it was made otherwise.
+
+    Args:
+      path: of the Parquet file.
+      settings: what they must have been made with; anything where None.
+    """
+    path = pathlib.Path(path)
+    if not path.exists():
+        return None
+    records = pq.read_table(path)
+    made_with = (records.schema.metadata or {}).get(b"settings", b"").decode()
+    return records if settings in (None, made_with) else None
+
+
+def read_all(directory: str | pathlib.Path) -> pa.Table:
+    """All records of a folder in one table.
+
+    Raises:
+      FileNotFoundError: there are none.
+    """
+    paths = sorted(pathlib.Path(directory).glob("*.parquet"))
+    if not paths:
+        raise FileNotFoundError(f"No records in {directory}; make them with experiments.evaluate.")
+    return pa.concat_tables(read(path).replace_schema_metadata() for path in paths)

@@ -1,0 +1,180 @@
+"""The laws of masks, on random trees, against numpy."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prunejax import masks, trees
+
+
+@st.composite
+def params_with_masks(draw, number_of_masks=1):
+    """A tree of one to three leaves of rank 0 to 4, and masks that broadcast against it."""
+    shapes = draw(
+        st.lists(st.lists(st.integers(1, 3), max_size=4).map(tuple), min_size=1, max_size=3)
+    )
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+
+    def random_mask():
+        leaves = []
+        for shape in shapes:
+            cut = draw(st.sampled_from(["scalar", "filter", "full"]))
+            mask_shape = {
+                "scalar": (),
+                "filter": (*[1] * (len(shape) - 1), *shape[-1:]),
+                "full": shape,
+            }[cut]
+            leaves.append(jnp.asarray(rng.random(mask_shape) < 0.5))
+        return nest(leaves)
+
+    params = nest([jnp.asarray(rng.normal(size=s), jnp.float32) for s in shapes])
+    return params, *(random_mask() for _ in range(number_of_masks))
+
+
+def nest(leaves):
+    """Dictionaries, lists and tuples all occur."""
+    return {"first": {"w": leaves[0]}, "rest": [tuple(leaves[1:2]), *leaves[2:]]}
+
+
+def full(params, mask):
+    """The mask of each leaf in the leaf's full shape."""
+    return [
+        np.broadcast_to(m, p.shape)
+        for p, m in zip(jax.tree.leaves(params), jax.tree.leaves(mask), strict=True)
+    ]
+
+
+@settings(max_examples=50, deadline=None)
+@given(params_with_masks())
+def test_apply_zeroes_exactly_what_is_masked_and_is_idempotent(case):
+    params, mask = case
+    once = masks.apply(params, mask)
+    for p, kept, out in zip(
+        jax.tree.leaves(params), full(params, mask), jax.tree.leaves(once), strict=True
+    ):
+        np.testing.assert_array_equal(out, np.where(kept, p, 0))
+        assert out.dtype == p.dtype
+    jax.tree.map(np.testing.assert_array_equal, masks.apply(once, mask), once)
+
+
+@settings(max_examples=50, deadline=None)
+@given(params_with_masks())
+def test_kept_counts_what_numpy_counts(case):
+    params, mask = case
+    expected = [int(kept.sum()) for kept in full(params, mask)]
+    counts = masks.kept(params, mask)
+    assert list(counts.values()) == expected
+    assert list(counts) == list(trees.flatten(params))
+
+    everything = tuple(counts)
+    numbers = sum(p.size for p in jax.tree.leaves(params))
+    assert masks.density(params, mask, everything) == sum(expected) / numbers
+
+
+@settings(max_examples=50, deadline=None)
+@given(params_with_masks(number_of_masks=2))
+def test_intersection_keeps_what_both_keep(case):
+    params, first, second = case
+    both = masks.intersect(first, second)
+    masks.validate(params, both)
+    for one, other, out in zip(
+        full(params, first), full(params, second), full(params, both), strict=True
+    ):
+        np.testing.assert_array_equal(out, one & other)
+
+
+@settings(max_examples=50, deadline=None)
+@given(params_with_masks())
+def test_packing_loses_nothing_and_takes_a_bit_a_unit(case):
+    params, mask = case
+    packed = masks.pack(mask)
+    restored = masks.unpack(packed, params)
+    assert jax.tree.structure(restored) == jax.tree.structure(params)
+    for before, after in zip(jax.tree.leaves(mask), jax.tree.leaves(restored), strict=True):
+        assert after.shape == before.shape
+        assert after.dtype == bool
+        np.testing.assert_array_equal(after, before)
+    for path, leaf in trees.flatten(mask).items():
+        assert packed[path].nbytes == math.ceil(leaf.size / 8)
+
+
+def test_the_dense_mask_keeps_everything():
+    params = {"w": jnp.arange(6.0).reshape(2, 3), "b": jnp.array([-0.0, jnp.inf])}
+    mask = masks.dense(params)
+    assert [leaf.shape for leaf in jax.tree.leaves(mask)] == [(), ()]
+    jax.tree.map(np.testing.assert_array_equal, masks.apply(params, mask), params)
+    assert masks.density(params, mask) == 1
+
+
+def test_a_masked_infinity_or_nan_becomes_zero():
+    params = {"w": jnp.array([jnp.inf, jnp.nan, -jnp.inf, 2.0])}
+    mask = {"w": jnp.array([False, False, False, True])}
+    np.testing.assert_array_equal(masks.apply(params, mask)["w"], [0, 0, 0, 2])
+
+
+def test_density_counts_weights_that_were_never_candidates_but_no_biases():
+    params = {
+        "conv": {"kernel": jnp.ones((3, 3, 1, 4)), "bias": jnp.ones(4)},
+        "dense": {"kernel": jnp.ones((8, 8))},
+    }
+    mask = masks.dense(params)
+    mask["conv"]["kernel"] = jnp.array([True, False, False, False]).reshape(1, 1, 1, 4)
+    mask["conv"]["bias"] = jnp.zeros(4, bool)
+    assert masks.kept(params, mask) == {"conv/bias": 0, "conv/kernel": 9, "dense/kernel": 64}
+    assert masks.density(params, mask) == (9 + 64) / (36 + 64)
+    assert masks.density(params, mask, ("conv/kernel",)) == 0.25
+
+
+VALID = {"conv": {"kernel": jnp.ones((2, 2, 1, 3)), "bias": jnp.ones(3)}}
+
+
+@pytest.mark.parametrize(
+    ("kernel_mask", "message"),
+    [
+        (jnp.ones((2, 2, 1, 3)), "'conv/kernel' has dtype float32"),
+        (1, "'conv/kernel' has dtype int32"),
+        (jnp.ones((2, 2, 3, 3), bool), r"'conv/kernel' has shape \(2, 2, 3, 3\)"),
+        (jnp.ones((1, 1, 1, 2), bool), r"'conv/kernel' has shape \(1, 1, 1, 2\)"),
+        (jnp.ones(3, bool), r"'conv/kernel' has shape \(3,\)"),
+    ],
+)
+def test_validate_names_the_leaf_that_does_not_fit(kernel_mask, message):
+    with pytest.raises(ValueError, match=message):
+        masks.validate(VALID, {"conv": {"kernel": kernel_mask, "bias": jnp.array(True)}})
+
+
+def test_validate_names_missing_and_surplus_leaves():
+    mask = {"conv": {"kernel": jnp.array(True), "scale": jnp.array(True)}}
+    with pytest.raises(ValueError, match=r"\['conv/bias', 'conv/scale'\]"):
+        masks.validate(VALID, mask)
+
+
+@pytest.mark.parametrize("mask", [True, np.True_, np.ones((1, 1, 1, 3), bool)])
+def test_validate_accepts_plain_python_and_numpy_booleans(mask):
+    masks.validate(VALID, {"conv": {"kernel": mask, "bias": True}})
+
+
+def test_unpack_names_what_is_missing():
+    packed = masks.pack(masks.dense(VALID))
+    del packed["conv/bias"]
+    with pytest.raises(ValueError, match=r"no entry for \['conv/bias'\]"):
+        masks.unpack(packed, VALID)
+
+
+def test_unpack_names_what_does_not_fit():
+    packed = masks.pack({"conv": {"kernel": jnp.ones((2, 2, 1, 3), bool), "bias": True}})
+    other = {"conv": {"kernel": jnp.ones((2, 2, 1, 4)), "bias": jnp.ones(4)}}
+    with pytest.raises(ValueError, match="'conv/kernel' has shape"):
+        masks.unpack(packed, other)
+
+
+def test_unpack_refuses_bits_that_are_too_few():
+    packed = masks.pack({"conv": {"kernel": jnp.ones((2, 2, 1, 3), bool), "bias": True}})
+    packed["conv/kernel"] = packed["conv/kernel"][:1]
+    with pytest.raises(ValueError, match="conv/kernel"):
+        masks.unpack(packed, VALID)

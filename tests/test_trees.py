@@ -1,0 +1,107 @@
+"""Paths, and which leaves are weights."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prunejax import trees
+
+HAIKU = {
+    "linear": {"w": jnp.ones((2, 3)), "b": jnp.ones(3)},
+    "net/~/conv_1": {"w": jnp.ones((3, 3, 1, 2)), "b": jnp.ones(2)},
+    "batch_norm": {"scale": jnp.ones(2), "count": jnp.ones(())},
+}
+NESTED = [(jnp.ones((2, 2)), [jnp.ones(2)]), {"last": jnp.ones((2, 1))}]
+
+leaves = st.integers(0, 9).map(jnp.int32)
+nested_trees = st.recursive(
+    leaves,
+    lambda children: st.one_of(
+        st.lists(children, max_size=3),
+        st.tuples(children, children),
+        st.dictionaries(st.sampled_from(["a", "b", "kernel"]), children, max_size=3),
+    ),
+    max_leaves=8,
+)
+
+
+def test_paths_join_the_keys_of_dictionaries_and_the_places_in_sequences():
+    assert list(trees.flatten(HAIKU)) == [
+        "batch_norm/count",
+        "batch_norm/scale",
+        "linear/b",
+        "linear/w",
+        "net/~/conv_1/b",
+        "net/~/conv_1/w",
+    ]
+    assert list(trees.flatten(NESTED)) == ["0/0", "0/1/0", "1/last"]
+
+
+@settings(max_examples=50, deadline=None)
+@given(nested_trees)
+def test_flatten_has_the_leaves_in_order_and_unflatten_undoes_it(tree):
+    flat = trees.flatten(tree)
+    assert list(flat.values()) == jax.tree.leaves(tree)
+    again = trees.unflatten(tree, {path: leaf + 1 for path, leaf in flat.items()})
+    assert jax.tree.structure(again) == jax.tree.structure(tree)
+    assert jax.tree.leaves(again) == [leaf + 1 for leaf in jax.tree.leaves(tree)]
+
+
+@settings(max_examples=50, deadline=None)
+@given(nested_trees)
+def test_map_with_path_gives_each_leaf_its_own_path(tree):
+    flat = trees.flatten(tree)
+    seen = trees.map_with_path(lambda path, leaf, other: (flat[path], leaf, other), tree, tree)
+    for by_path, leaf, other in jax.tree.leaves(seen, is_leaf=lambda x: isinstance(x, tuple)) and [
+        triple for triple in _triples(seen, tree)
+    ]:
+        assert by_path is leaf is other
+
+
+def _triples(mapped, tree):
+    return jax.tree.structure(tree).flatten_up_to(mapped)
+
+
+def test_size_counts_numbers():
+    assert trees.size(HAIKU) == 6 + 3 + 18 + 2 + 2 + 1
+    assert trees.size({}) == 0
+
+
+def test_weights_are_the_leaves_of_rank_two_or_more():
+    assert trees.prunable(HAIKU) == ("linear/w", "net/~/conv_1/w")
+    assert trees.prunable(NESTED) == ("0/0", "1/last")
+
+
+@pytest.mark.parametrize(
+    ("include", "exclude", "expected"),
+    [
+        (("*conv*",), (), ("net/~/conv_1/w",)),
+        (("*",), ("*conv*",), ("linear/w",)),
+        (("linear/w", "net/*"), (), ("linear/w", "net/~/conv_1/w")),
+        (("*",), ("*",), ()),
+        (("l?near/[vw]",), (), ("linear/w",)),
+    ],
+)
+def test_patterns_choose_among_the_weights(include, exclude, expected):
+    assert trees.prunable(HAIKU, include, exclude) == expected
+
+
+@pytest.mark.parametrize("pattern", ["*Conv*", "linear/b", "linear"])
+@pytest.mark.parametrize("argument", ["include", "exclude"])
+def test_a_pattern_that_matches_no_weight_is_an_error_that_lists_the_weights(pattern, argument):
+    with pytest.raises(ValueError, match=r"matches none.*'linear/w', 'net/~/conv_1/w'") as caught:
+        trees.prunable(HAIKU, **{argument: (pattern,)})
+    assert repr(pattern) in str(caught.value)
+
+
+def test_shapes_are_enough():
+    shapes = jax.eval_shape(lambda: HAIKU)
+    assert trees.prunable(shapes) == trees.prunable(HAIKU)
+    assert trees.size(shapes) == trees.size(HAIKU)
+
+
+def test_arrays_of_numpy_are_leaves_too():
+    assert trees.prunable({"w": np.ones((2, 2)), "b": np.ones(2)}) == ("w",)
