@@ -13,6 +13,14 @@ from ml_collections import config_dict
 
 from prunejax import names
 
+flags.DEFINE_integer(
+    "cpu_devices",
+    None,
+    "CPU devices that share a batch; by default as many as there are cores. "
+    "Without effect on GPUs and TPUs.",
+    lower_bound=1,
+)
+
 
 def cache_directory() -> pathlib.Path:
     """Where compiled programs are kept between runs: the user's cache folder."""
@@ -42,18 +50,6 @@ def configure(cpu_devices: int | None = None) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
-def define_flags() -> None:
-    """The flags that all experiments share; for their `__main__` part only."""
-    flags.DEFINE_integer(
-        "cpu_devices",
-        None,
-        "CPU devices that share a batch; by default as many as there are cores. "
-        "Without effect on GPUs and TPUs.",
-        lower_bound=1,
-    )
-    flags.declare_key_flag("cpu_devices")
-
-
 def run(main: Callable[[], None]) -> None:
     """Parses the flags, sets JAX up and runs `main`; what the user can mend ends in one sentence."""
 
@@ -73,7 +69,7 @@ def run(main: Callable[[], None]) -> None:
 
 
 def _parse(argv: list[str]) -> list[str]:
-    """absl's parser, whose error for an unknown config key names the nearest and lists them all."""
+    """Parses as absl does, but names the nearest valid key for an unknown one of the config."""
     try:
         return app.parse_flags_with_usage(argv)
     except AttributeError as error:

@@ -89,6 +89,6 @@ if __name__ == "__main__":
     flags.DEFINE_list(
         "attacks", None, "Which of the config's evaluation.protocols to run; by default all."
     )
-    environment.define_flags()
+    flags.adopt_module_key_flags(environment)
     flags.mark_flags_as_required(["workdir"])
     environment.run(main)

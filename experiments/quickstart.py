@@ -61,5 +61,5 @@ if __name__ == "__main__":
     flags.DEFINE_string("workdir", "runs/quickstart", "Folder for the runs and the report.")
     flags.DEFINE_integer("epochs", None, "Epochs of each network; by default the configs'.")
     flags.DEFINE_integer("examples", None, "Attacked images; by default the configs'.")
-    environment.define_flags()
+    flags.adopt_module_key_flags(environment)
     environment.run(main)

@@ -60,6 +60,6 @@ def main() -> None:
 if __name__ == "__main__":
     flags.DEFINE_list("workdirs", None, "Folders of evaluated runs, separated by commas.")
     flags.DEFINE_string("output", None, "Folder for index.html and the figures.")
-    environment.define_flags()
+    flags.adopt_module_key_flags(environment)
     flags.mark_flags_as_required(["workdirs", "output"])
     environment.run(main)

@@ -52,6 +52,7 @@ def train(
     validate = _validation(config, validation_set)
     select = _selection(config)
     start = _start(config, network, train_set)
+    training.check(start, phases)
     run_directory.open_run(workdir, config)
     if (workdir / "network").exists():
         return from_config.load_trained(config, workdir, train_set)[0]
@@ -148,6 +149,6 @@ if __name__ == "__main__":
     flags.DEFINE_bool(
         "fall_back", False, "Where the newest checkpoint is damaged, go on from the one before it."
     )
-    environment.define_flags()
+    flags.adopt_module_key_flags(environment)
     flags.mark_flags_as_required(["config", "workdir"])
     environment.run(main)

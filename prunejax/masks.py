@@ -101,6 +101,8 @@ def unpack(packed: dict[str, np.ndarray], params: Params) -> Mask:
 
     def leaf(path):
         shape = tuple(packed.get(f"{path}:shape", ()))
+        if packed[path].size != -(-math.prod(shape) // 8):  # numpy would fill up with zeros
+            raise ValueError(f"packed mask at {path!r} has too few or too many bits for {shape}.")
         bits = np.unpackbits(packed[path], count=math.prod(shape))
         return jnp.asarray(bits.astype(bool).reshape(shape))
 

@@ -54,15 +54,11 @@ def test_flatten_has_the_leaves_in_order_and_unflatten_undoes_it(tree):
 @given(nested_trees)
 def test_map_with_path_gives_each_leaf_its_own_path(tree):
     flat = trees.flatten(tree)
-    seen = trees.map_with_path(lambda path, leaf, other: (flat[path], leaf, other), tree, tree)
-    for by_path, leaf, other in jax.tree.leaves(seen, is_leaf=lambda x: isinstance(x, tuple)) and [
-        triple for triple in _triples(seen, tree)
-    ]:
-        assert by_path is leaf is other
-
-
-def _triples(mapped, tree):
-    return jax.tree.structure(tree).flatten_up_to(mapped)
+    twice = jax.tree.map(lambda leaf: 2 * int(leaf), tree)
+    seen = trees.map_with_path(lambda path, *given: (flat[path], *given), tree, twice)
+    for by_path, leaf, doubled in jax.tree.structure(tree).flatten_up_to(seen):
+        assert by_path is leaf
+        assert doubled == 2 * leaf
 
 
 def test_size_counts_numbers():

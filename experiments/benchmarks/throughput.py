@@ -244,7 +244,7 @@ def _trainings(case: Case, classifier: Classifier, mesh: Mesh) -> list[timing.Ca
     epoch = batches.to_devices(dataset, order, mesh)
     single = [batches.to_devices(dataset, part[None], mesh) for part in order]
 
-    run_epoch = loop._compile_epoch(classifier.apply_fn, phase, mask, shift=0, flip=False)
+    run_epoch = loop.compile_steps(classifier.apply_fn, phase, mask, shift=0, flip=False)
 
     def one_by_one(state):
         for examples in single:

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 
+@jax.jit  # else the loop is compiled anew at each call outside jit
 def keep_all_but_lowest(scores: jax.Array, count: jax.Array | int) -> jax.Array:
     """A boolean array that is False for exactly `count` entries: the lowest, ties by index.
 

@@ -1,7 +1,7 @@
 """Training: objectives, adversaries, phases, and the loop that runs them."""
 
 from prunejax.training import adversaries, checkpoints, objectives, optimizers
-from prunejax.training.loop import DivergedError, Trained, train
+from prunejax.training.loop import DivergedError, Trained, check, train
 from prunejax.training.phase import Phase
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "Phase",
     "Trained",
     "adversaries",
+    "check",
     "checkpoints",
     "objectives",
     "optimizers",

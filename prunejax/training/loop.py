@@ -95,8 +95,7 @@ def train(
       ValueError: no phases, or a batch size that the data or the devices cannot have.
       DivergedError: a loss that is not finite; the last checkpoint is good.
     """
-    if not phases:
-        raise ValueError("phases is empty; a method has at least one phase.")
+    check(start, phases)
     mesh = batches.data_mesh() if mesh is None else mesh
     if batch_size % mesh.size:
         raise ValueError(
@@ -106,13 +105,11 @@ def train(
     chunks = -(-steps * batch_size * dataset.images[0].nbytes // CHUNK_BYTES)
     total = steps * sum(phase.epochs for phase in phases)
     everywhere = NamedSharding(mesh, PartitionSpec())
-    key = jax.random.key(seed)
     resumed = store.latest() if store else None
 
-    current, epochs_before = start, 0
+    current, epochs_before = _on_host(start), 0
     for number, phase in enumerate(phases):
-        phase_key = jax.random.fold_in(key, number)
-        begin = functools.partial(_begin, phase, key=phase_key)
+        begin = functools.partial(_begin, phase, draw=(seed, number))
         shapes = jax.eval_shape(begin, current)
         end_shapes = jax.eval_shape(functools.partial(_end, phase), shapes)
         if resumed and number < resumed.phase:
@@ -127,7 +124,7 @@ def train(
             first_epoch, best_value = 0, -np.inf
             state = jax.jit(begin, out_shardings=everywhere)(current)
             best = None
-        run_epoch = _compile_epoch(network, phase, current.mask, shift, flip)
+        run_steps = compile_steps(network, phase, current.mask, (seed, number), shift, flip)
         end = jax.jit(functools.partial(_end, phase))
 
         for epoch in range(first_epoch, phase.epochs):
@@ -136,12 +133,12 @@ def train(
             losses, metrics = [], {}
             for part in np.array_split(indices, chunks):
                 examples = batches.to_devices(dataset, part, mesh)
-                state, (loss, metrics) = run_epoch(state, examples, phase_key)
+                state, (loss, metrics) = run_steps(state, examples)
                 losses.append(
                     _finite(np.asarray(loss), global_epoch * steps + sum(map(len, losses)))
                 )
                 progress(global_epoch * steps + sum(map(len, losses)), total)
-            now = end(state)
+            now = _on_host(end(state))
             row = {
                 "epoch": global_epoch + 1,
                 "step": (global_epoch + 1) * steps,
@@ -160,13 +157,37 @@ def train(
             if store and ((epoch + 1) % checkpoint_every == 0 or epoch + 1 == phase.epochs):
                 position = checkpoints.Position(number, epoch + 1, best_value)
                 store.save(global_epoch + 1, position, {"state": state, "best": best})
-        current, epochs_before = end(state), epochs_before + phase.epochs
+        current, epochs_before = _on_host(end(state)), epochs_before + phase.epochs
     return best
 
 
-def _begin(phase: Phase, current: Trained, *, key: jax.Array) -> TrainState:
+def check(start: Trained, phases: Sequence[Phase]) -> None:
+    """Walks through the phases by shape alone, so that a method that does not fit fails at once.
+
+    Raises:
+      ValueError: no phases, or whatever a phase objects to, such as a pattern without a match.
+    """
+    if not phases:
+        raise ValueError("phases is empty; a method has at least one phase.")
+    for number, phase in enumerate(phases):
+        state = jax.eval_shape(functools.partial(_begin, phase, draw=(0, number)), start)
+        start = jax.eval_shape(functools.partial(_end, phase), state)
+
+
+def _key(draw: tuple[int, int]) -> jax.Array:
+    """Of (seed, phase). Made where it is used, for an array of one process is unknown to others."""
+    seed, phase = draw
+    return jax.random.fold_in(jax.random.key(seed), phase)
+
+
+def _on_host(trained: Trained) -> Trained:
+    """Copies every process can use on its own devices."""
+    return jax.tree.map(np.asarray, trained)
+
+
+def _begin(phase: Phase, current: Trained, *, draw: tuple[int, int]) -> TrainState:
     collections = {**current.variables}
-    trainable, auxiliary, mask = phase.begin(collections.pop("params"), current.mask, key)
+    trainable, auxiliary, mask = phase.begin(collections.pop("params"), current.mask, _key(draw))
     opt_state = phase.optimizer(mask).init(trainable)
     return TrainState(jnp.zeros((), jnp.int32), trainable, auxiliary, opt_state, collections)
 
@@ -177,14 +198,15 @@ def _end(phase: Phase, state: TrainState) -> Trained:
     return Trained({"params": params, **state.collections}, mask)
 
 
-def _compile_epoch(network: Network, phase: Phase, mask: Any, shift: int, flip: bool):
-    """`(state, (images [K, B, ...], labels [K, B]), key) -> (state, (losses [K], metrics))`."""
+def compile_steps(network, phase: Phase, mask: Any, draw: tuple[int, int], shift: int, flip: bool):
+    """K steps: `(state, (images [K, B, ...], labels [K, B])) -> (state, (losses [K], metrics))`."""
     # Which mask is given here does not matter: the one in force is in the optimiser's state.
     optimizer = phase.optimizer(mask)
 
-    def step(state: TrainState, examples, key):
+    def step(state: TrainState, examples):
         images, labels = examples
-        augment_key, objective_key = jax.random.split(jax.random.fold_in(key, state.step))
+        step_key = jax.random.fold_in(_key(draw), state.step)
+        augment_key, objective_key = jax.random.split(step_key)
         images = images.astype(jnp.float32) / 255
         images = augment.augment(augment_key, images, shift=shift, flip=flip)
 
@@ -205,9 +227,8 @@ def _compile_epoch(network: Network, phase: Phase, mask: Any, shift: int, flip: 
         return state, (loss, metrics)
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def run(state, examples, key):
-        fast_step = canonical(step)
-        return jax.lax.scan(lambda s, batch: fast_step(s, batch, key), state, examples)
+    def run(state, examples):
+        return jax.lax.scan(canonical(step), state, examples)
 
     return run
 

@@ -1,0 +1,100 @@
+"""The quickstart: what it reports follows from the records, and it is not done twice."""
+
+import json
+
+import jax
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from experiments import from_config, quickstart, run_directory, train
+from prunejax import data, masks
+
+EXAMPLES = 24
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("quickstart")
+    quickstart.quickstart(directory, epochs=2, examples=EXAMPLES)
+    return directory
+
+
+def _summary(directory):
+    return json.loads((directory / "summary.json").read_text())
+
+
+def test_summaries_follow_from_the_records(workdir):
+    for route in quickstart.ROUTES:
+        summary = _summary(workdir / route)
+        for entry in summary["robust_accuracy"]:
+            rows = pq.read_table(workdir / route / "records" / f"{entry['attack']}.parquet")
+            rows = rows.to_pandas()
+            assert summary["clean_accuracy"] == np.mean(
+                rows.groupby("index").first().eval("label == prediction")
+            )
+            if rows["budget"].isna().all():
+                expected = np.mean(rows["distance"] > entry["budget"])
+            else:
+                at = rows[np.isclose(rows["budget"], entry["budget"])]
+                assert len(at) == EXAMPLES
+                expected = 1 - at["success"].mean()
+            assert entry["accuracy"] == pytest.approx(expected)
+
+
+def test_records_hold_what_they_say(workdir):
+    for route in quickstart.ROUTES:
+        rows = pq.read_table(workdir / route / "records" / "linf_pgd.parquet").to_pandas()
+        np.testing.assert_array_equal(
+            rows[rows["budget"] == 0]["label"], data.load("digits", "test").labels[:EXAMPLES]
+        )
+        wrong = rows["label"] != rows["prediction"]
+        assert (rows[wrong]["distance"] == 0).all()
+        found = rows[rows["success"]]
+        assert (found["linf"] <= found["budget"] + 1e-6).all()
+        np.testing.assert_allclose(found["linf"], found["distance"], atol=1e-6)
+        robust = 1 - rows.groupby("budget")["success"].mean()
+        assert (np.diff(robust) <= 0).all(), "robust accuracy rises with the budget"
+
+
+def test_networks_are_as_sparse_as_their_summaries_say(workdir):
+    test = data.load("digits", "test")
+    for route in quickstart.ROUTES:
+        config = run_directory.read_config(workdir / route)
+        classifier, mask = from_config.load_trained(config, workdir / route, test)
+        weights = [leaf for leaf in jax.tree.leaves(classifier.params) if leaf.ndim > 1]
+        nonzero = sum(int(np.count_nonzero(leaf)) for leaf in weights)
+        density = nonzero / sum(leaf.size for leaf in weights)
+        summary = _summary(workdir / route)
+        assert density == pytest.approx(masks.density(classifier.params, mask))
+        assert density == pytest.approx(summary["real_density"])
+        assert density == pytest.approx(1.0 if route == "dense" else 0.1, abs=1e-3)
+
+
+def test_the_second_run_trains_and_attacks_nothing(workdir, monkeypatch):
+    before = {route: _summary(workdir / route) for route in quickstart.ROUTES}
+
+    def never(*args, **kwargs):
+        raise AssertionError("done a second time")
+
+    monkeypatch.setattr("prunejax.training.train", never)
+    monkeypatch.setattr("prunejax.attacks.run", never)
+    quickstart.quickstart(workdir, epochs=2, examples=EXAMPLES)
+    assert before == {route: _summary(workdir / route) for route in quickstart.ROUTES}
+
+
+def test_report_is_complete(workdir):
+    report = workdir / "report"
+    assert (report / "security_curves.png").read_bytes().startswith(b"\x89PNG")
+    assert (report / "security_curves.pdf").read_bytes().startswith(b"%PDF")
+    page = (report / "index.html").read_text()
+    for route in quickstart.ROUTES:
+        assert f"{_summary(workdir / route)['nonzero_parameters']:,}" in page
+
+
+def test_another_config_in_the_same_folder_is_refused(workdir):
+    config = quickstart.ROUTES["blind"].get_config()
+    config.method.scale = 0.5
+    with pytest.raises(run_directory.ConfigMismatchError, match=r"method\.scale: 0\.9 there, 0\.5"):
+        train.train(config, workdir / "blind")
+    assert run_directory.read_config(workdir / "blind").method.scale == 0.9

@@ -1,0 +1,283 @@
+"""Which weights go: exact counts, rankings by numpy, nesting, patterns, errors."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prunejax import masks, pruning, trees
+from prunejax.pruning import Pruner, prune
+
+SPARSITIES = [0.0, 0.01, 0.1, 0.37, 0.5, 0.9, 0.95, 0.999]
+
+
+def network(seed=0):
+    """A small network in Flax's layout, with ties among its weights."""
+    rng = np.random.default_rng(seed)
+    shapes = {
+        "Conv_0": {"kernel": (3, 3, 1, 5), "bias": (5,)},
+        "Conv_1": {"kernel": (3, 3, 5, 7), "bias": (7,)},
+        "BatchNorm_0": {"scale": (7,)},
+        "Dense_0": {"kernel": (28, 11), "bias": (11,)},
+    }
+    return jax.tree.map(
+        lambda shape: jnp.asarray(rng.normal(size=shape).round(1), jnp.float32),
+        shapes,
+        is_leaf=lambda node: isinstance(node, tuple),
+    )
+
+
+PARAMS = network()
+WEIGHTS = ("Conv_0/kernel", "Conv_1/kernel", "Dense_0/kernel")
+OTHERS = ("BatchNorm_0/scale", "Conv_0/bias", "Conv_1/bias", "Dense_0/bias")
+
+
+def arrays(tree):
+    return {path: np.asarray(leaf) for path, leaf in trees.flatten(tree).items()}
+
+
+def lowest(scores, count):
+    """Keeps all but the `count` lowest, ties by index."""
+    keep = np.ones(scores.size, bool)
+    keep[np.argsort(scores.ravel(), kind="stable")[:count]] = False
+    return keep.reshape(scores.shape)
+
+
+def units_removed(mask, paths):
+    return {path: int((~arrays(mask)[path]).sum()) for path in paths}
+
+
+def assert_nested(earlier, later):
+    for before, after in zip(jax.tree.leaves(earlier), jax.tree.leaves(later), strict=True):
+        assert not np.any(np.asarray(after) & ~np.asarray(before))
+
+
+@pytest.mark.parametrize("sparsity", SPARSITIES)
+def test_uniform_removes_the_lowest_of_each_layer(sparsity):
+    params, mask = arrays(PARAMS), arrays(prune(PARAMS, sparsity))
+    for path in WEIGHTS:
+        count = round(sparsity * params[path].size)
+        assert (~mask[path]).sum() == count
+        np.testing.assert_array_equal(mask[path], lowest(np.abs(params[path]), count))
+    for path in OTHERS:
+        assert mask[path].shape == ()
+        assert mask[path]
+
+
+@pytest.mark.parametrize("sparsity", SPARSITIES)
+def test_global_removes_the_lowest_of_all_layers_together(sparsity):
+    params, mask = arrays(PARAMS), arrays(prune(PARAMS, sparsity, Pruner(allocation="global")))
+    scores = np.concatenate([np.abs(params[path]).ravel() for path in WEIGHTS])
+    keep = np.concatenate([mask[path].ravel() for path in WEIGHTS])
+    assert (~keep).sum() == round(sparsity * scores.size)
+    np.testing.assert_array_equal(keep, lowest(scores, round(sparsity * scores.size)))
+    for path in OTHERS:
+        assert mask[path].shape == ()
+
+
+def test_the_count_is_that_of_the_double_not_of_the_float32_product():
+    n = 1_572_874
+    assert round(float(np.float32(0.9) * np.float32(n))) == round(0.9 * n) - 1
+    removal = Pruner().removal({"w": jax.ShapeDtypeStruct((n, 1), jnp.float32)}, 0.9)
+    assert removal == {("w",): round(0.9 * n)}
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    sparsity=st.floats(0, 1, exclude_max=True),
+    allocation=st.sampled_from(["uniform", "global"]),
+    granularity=st.sampled_from(["weight", "filter"]),
+    criterion=st.sampled_from(["magnitude", "random"]),
+)
+def test_counts_are_exact_for_every_combination(sparsity, allocation, granularity, criterion):
+    pruner = Pruner(criterion, granularity, allocation)
+    mask = prune(PARAMS, sparsity, pruner)
+    masks.validate(PARAMS, mask)
+    paths = WEIGHTS if granularity == "weight" else WEIGHTS[:2]
+    sizes = [(leaf := arrays(mask)[path]).size for path in paths]
+    removed = list(units_removed(mask, paths).values())
+    if allocation == "uniform":
+        assert removed == [round(sparsity * n) for n in sizes]
+    else:
+        assert sum(removed) == round(sparsity * sum(sizes))
+    assert leaf.dtype == bool
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "global"])
+@pytest.mark.parametrize("sparsity", [0.2, 0.5, 0.75])
+def test_filters_go_by_their_mean_magnitude_and_dense_layers_stay(sparsity, allocation):
+    params = arrays(PARAMS)
+    mask = arrays(prune(PARAMS, sparsity, Pruner(granularity="filter", allocation=allocation)))
+    means = [np.abs(params[path]).mean(axis=(0, 1, 2)) for path in WEIGHTS[:2]]
+    assert [mask[path].shape for path in WEIGHTS[:2]] == [(1, 1, 1, 5), (1, 1, 1, 7)]
+    kept = [mask[path].ravel() for path in WEIGHTS[:2]]
+    if allocation == "uniform":
+        for scores, keep in zip(means, kept, strict=True):
+            np.testing.assert_array_equal(keep, lowest(scores, round(sparsity * scores.size)))
+    else:
+        expected = lowest(np.concatenate(means), round(sparsity * 12))
+        np.testing.assert_array_equal(np.concatenate(kept), expected)
+    for path in ("Dense_0/kernel", *OTHERS):
+        assert mask[path].shape == ()
+        assert mask[path]
+
+
+def test_the_mean_of_a_filter_counts_not_its_sum():
+    # Sums would rank the small filters of the first layer lowest: 1 * 4 < 0.5 * 36.
+    params = {"a": jnp.full((2, 2, 1, 2), 1.0), "b": jnp.full((3, 3, 4, 2), 0.5)}
+    mask = prune(params, 0.5, Pruner(granularity="filter", allocation="global"))
+    assert units_removed(mask, ("a", "b")) == {"a": 0, "b": 2}
+
+
+def test_one_and_three_dimensional_convolutions_have_filters_too():
+    params = {"one": jnp.ones((3, 2, 4)), "three": jnp.ones((2, 2, 2, 1, 4)), "fc": jnp.ones((4, 4))}
+    mask = prune(params, 0.5, Pruner(granularity="filter"))
+    assert mask["one"].shape == (1, 1, 4)
+    assert mask["three"].shape == (1, 1, 1, 1, 4)
+    assert mask["fc"].shape == ()
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "global"])
+@pytest.mark.parametrize("granularity", ["weight", "filter"])
+@pytest.mark.parametrize("criterion", ["magnitude", "random"])
+def test_masks_are_nested_along_a_schedule_although_weights_and_keys_change(
+    criterion, granularity, allocation
+):
+    pruner = Pruner(criterion, granularity, allocation)
+    mask = prune(network(0), 0.1, pruner)
+    for step, sparsity in enumerate([0.3, 0.3, 0.6, 0.9], start=1):
+        later = prune(network(step), sparsity, pruner, key=jax.random.key(step), current=mask)
+        assert_nested(mask, later)
+        expected = sum(pruner.removal(PARAMS, sparsity).values())
+        assert sum(units_removed(later, pruner.paths(PARAMS)).values()) == expected
+        mask = later
+
+
+def test_what_is_gone_stays_gone_at_a_lower_sparsity():
+    current = prune(PARAMS, 0.9)
+    again = prune(PARAMS, 0.2, current=current)
+    jax.tree.map(np.testing.assert_array_equal, again, current)
+
+
+def test_what_a_global_mask_took_stays_gone_under_uniform_rates():
+    # Almost all of layer "a" is gone already, more than its uniform share.
+    params = {"a": jnp.arange(1.0, 11).reshape(1, 10), "b": jnp.arange(100.0, 110).reshape(1, 10)}
+    current = prune(params, 0.45, Pruner(allocation="global"))
+    assert units_removed(current, ("a", "b")) == {"a": 9, "b": 0}
+    later = prune(params, 0.5, Pruner(), current=current)
+    assert_nested(current, later)
+    assert units_removed(later, ("a", "b")) == {"a": 9, "b": 5}
+
+
+def test_random_masks_are_a_function_of_the_key_and_the_path():
+    pruner = Pruner(criterion="random")
+    first, same, other = (
+        arrays(prune(PARAMS, 0.5, pruner, key=jax.random.key(k))) for k in (1, 1, 2)
+    )
+    for path in WEIGHTS:
+        np.testing.assert_array_equal(first[path], same[path])
+        assert np.any(first[path] != other[path])
+    # Renaming or adding other layers changes nothing for a layer of the same path.
+    alone = {"Conv_1": {"kernel": PARAMS["Conv_1"]["kernel"]}}
+    mask = arrays(prune(alone, 0.5, pruner, key=jax.random.key(1)))
+    np.testing.assert_array_equal(mask["Conv_1/kernel"], first["Conv_1/kernel"])
+    # Layers of one shape do not share their draws.
+    twins = {"a": jnp.ones((9, 9)), "b": jnp.ones((9, 9))}
+    mask = prune(twins, 0.5, pruner)
+    assert np.any(np.asarray(mask["a"] != mask["b"]))
+
+
+@pytest.mark.parametrize(
+    ("patterns", "touched"),
+    [
+        ({"include": ["Conv_*"]}, WEIGHTS[:2]),
+        ({"exclude": ["Dense_0/kernel"]}, WEIGHTS[:2]),
+        ({"include": ["*_0/*"], "exclude": ["Dense*"]}, WEIGHTS[:1]),
+    ],
+)
+@pytest.mark.parametrize("allocation", ["uniform", "global"])
+def test_patterns_say_what_is_touched(patterns, touched, allocation):
+    pruner = Pruner(allocation=allocation, **patterns)
+    assert pruner.paths(PARAMS) == touched
+    mask = prune(PARAMS, 0.5, pruner)
+    numbers = sum(arrays(PARAMS)[path].size for path in touched)
+    removed = units_removed(mask, (*WEIGHTS, *OTHERS))
+    assert sum(removed[path] for path in touched) == pytest.approx(numbers / 2, abs=len(touched))
+    assert all(removed[path] == 0 for path in removed if path not in touched)
+
+
+@pytest.mark.parametrize("patterns", [{"include": ["*Linear*"]}, {"exclude": ["Conv_2/*"]}])
+def test_a_pattern_that_matches_nothing_is_an_error(patterns):
+    (pattern,) = next(iter(patterns.values()))
+    with pytest.raises(ValueError, match="matches none of the weights") as caught:
+        prune(PARAMS, 0.5, Pruner(**patterns))
+    assert repr(pattern) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"criterion": "magnitud"}, "Unknown criterion 'magnitud'. Did you mean 'magnitude'?"),
+        ({"granularity": "filters"}, "Unknown granularity 'filters'. Did you mean 'filter'?"),
+        ({"allocation": "globl"}, "Unknown allocation 'globl'. Did you mean 'global'?"),
+    ],
+)
+def test_unknown_names_name_the_nearest(options, message):
+    with pytest.raises(ValueError, match=message.replace("?", r"\?")):
+        Pruner(**options)
+
+
+@pytest.mark.parametrize("sparsity", [1.0, -0.01, 90, float("nan")])
+def test_a_sparsity_that_is_no_share_is_named(sparsity):
+    with pytest.raises(ValueError, match=rf"sparsity is {sparsity}; .*\[0, 1\)"):
+        prune(PARAMS, sparsity)
+
+
+def test_pruners_are_equal_and_hash_by_their_choices():
+    assert Pruner(include=["a", "b"]) == Pruner(include=("a", "b"))
+    assert len({Pruner(), Pruner(include=["*"]), Pruner(criterion="random")}) == 2
+
+
+def test_dictionaries_of_haiku():
+    params = {
+        "mlp/~/linear_0": {"w": jnp.arange(1.0, 7).reshape(2, 3), "b": jnp.zeros(3)},
+        "linear": {"w": jnp.array([[-9.0, 0.5]]), "b": jnp.ones(2)},
+    }
+    mask = prune(params, 0.5, Pruner(allocation="global"))
+    np.testing.assert_array_equal(mask["mlp/~/linear_0"]["w"], [[0, 0, 0], [1, 1, 1]])
+    np.testing.assert_array_equal(mask["linear"]["w"], [[1, 0]])
+    assert jax.tree.structure(mask) == jax.tree.structure(params)
+
+
+def test_tuples_and_lists():
+    params = ([jnp.array([[3.0, -1.0]]), jnp.ones(2)], (jnp.array([[2.0], [-4.0]]),))
+    mask = prune(params, 0.5)
+    assert jax.tree.structure(mask) == jax.tree.structure(params)
+    np.testing.assert_array_equal(mask[0][0], [[1, 0]])
+    np.testing.assert_array_equal(mask[1][0], [[0], [1]])
+
+
+def test_the_mask_is_the_same_inside_jit_with_traced_counts():
+    pruner = Pruner(allocation="global")
+    removal = pruner.removal(PARAMS, 0.7)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def compiled(group, params, count):
+        current = pruner.initial(params)
+        return pruner.mask(params, current, {group: count}, jax.random.key(0))
+
+    (group, count), *rest = removal.items()
+    assert not rest
+    traced = compiled(group, PARAMS, jnp.int32(count))
+    jax.tree.map(np.testing.assert_array_equal, traced, prune(PARAMS, 0.7, pruner))
+
+
+def test_a_mask_and_a_schedule_agree_on_density():
+    mask = prune(PARAMS, 0.9, Pruner(allocation="global"))
+    numbers = 45 + 315 + 308
+    assert masks.density(PARAMS, mask) == (numbers - round(0.9 * numbers)) / numbers
+    assert set(pruning.ALLOCATIONS) == {"uniform", "global"}
