@@ -233,25 +233,24 @@ def _trainings(case: Case, classifier: Classifier, mesh: Mesh) -> list[timing.Ca
         optimizer=lambda mask: optax.sgd(LEARNING_RATE, MOMENTUM),
     )
     mask = dense(classifier.params)
-    begin = functools.partial(
-        loop._begin, phase, loop.Trained(classifier.variables, mask), key=jax.random.key(0)
-    )
+    draw = (0, 0)
+    start = loop.Trained(classifier.variables, mask)
     everywhere = NamedSharding(mesh, PartitionSpec())
+    begin = functools.partial(loop._begin, phase, start, draw=draw)
     state = jax.jit(begin, out_shardings=everywhere)
-    key = jax.random.key(0)
     dataset = _dataset(case)
     order = np.arange(len(dataset)).reshape(TRAINING_STEPS, TRAINING_BATCH)
     epoch = batches.to_devices(dataset, order, mesh)
     single = [batches.to_devices(dataset, part[None], mesh) for part in order]
 
-    run_epoch = loop.compile_steps(classifier.apply_fn, phase, mask, shift=0, flip=False)
+    run_steps = loop.compile_steps(classifier.apply_fn, phase, mask, draw, shift=0, flip=False)
 
     def one_by_one(state):
         for examples in single:
-            state, _ = run_epoch(state, examples, key)
+            state, _ = run_steps(state, examples)
         return state
 
-    in_loop = _carried(lambda state: run_epoch(state, epoch, key)[0], state())
+    in_loop = _carried(lambda state: run_steps(state, epoch)[0], state())
     return [
         timing.Candidate(_name("loop", mesh), len(dataset), in_loop),
         timing.Candidate(_name("step", mesh), len(dataset), _carried(one_by_one, state())),
@@ -295,7 +294,7 @@ def _peer_attacks(case: Case, classifier: Classifier) -> list[timing.Candidate]:
     images, labels = _attacked(case, classifier)
     network = _torch_network(case.network, classifier.variables).eval().requires_grad_(False)
     _check_same(classifier, network, images)
-    labels = torch.from_numpy(labels).long()
+    labels = torch.tensor(labels, dtype=torch.long)
     step_size = EPS * 2.5 / ATTACK_STEPS
     network, images = min(
         _torch_formats(network, images),

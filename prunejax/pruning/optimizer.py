@@ -111,6 +111,8 @@ def mask_of(state: optax.OptState) -> Mask | None:
 
 
 def _masked_update(inner, grads, inner_state, params, mask):
+    if params is None:
+        raise ValueError("params is None; pruning needs optimizer.update(grads, state, params).")
     updates, inner_state = inner.update(masks.apply(grads, mask), inner_state, params)
     return _zeroing(updates, params, mask), _mask_moments(inner, inner_state, mask)
 

@@ -56,22 +56,30 @@ class Store:
         )
 
     def save(self, checkpoint: int, position: Position, tree: Any) -> None:
-        """Writes checkpoint number `checkpoint`, then drops all but the last two."""
+        """Writes checkpoint number `checkpoint`, then drops all but the last two.
+
+        Raises:
+          CheckpointError: it cannot be written; earlier ones are untouched.
+        """
         args = self._ocp.args
-        self._manager.save(
-            checkpoint,
-            args=args.Composite(
-                state=args.StandardSave(tree),
-                position=args.JsonSave(
-                    # JSON knows no infinity.
-                    {
-                        "phase": position.phase,
-                        "epoch": position.epoch,
-                        "best_value": _finite_or_none(position.best_value),
-                    }
-                ),
+        content = args.Composite(
+            state=args.StandardSave(tree),
+            # JSON knows no infinity.
+            position=args.JsonSave(
+                {
+                    "phase": position.phase,
+                    "epoch": position.epoch,
+                    "best_value": _finite_or_none(position.best_value),
+                }
             ),
         )
+        try:
+            self._manager.save(checkpoint, args=content)
+        except Exception as error:
+            raise CheckpointError(
+                f"Checkpoint {checkpoint} could not be written to {self._directory} ({error}). "
+                "Those before it are intact; make room, and the same command goes on from there."
+            ) from error
 
     def latest(self) -> Position | None:
         """Where the newest readable checkpoint stands, None where there is none.

@@ -5,10 +5,12 @@ import pathlib
 
 import nbclient
 import nbformat
+import pytest
 
 NOTEBOOK = pathlib.Path(__file__).parents[2] / "colabs" / "quickstart.ipynb"
 
 
+@pytest.mark.slow
 def test_runs_and_shows_what_its_run_directory_holds(tmp_path, monkeypatch):
     monkeypatch.setenv("PRUNEJAX_EPOCHS", "2")
     monkeypatch.setenv("PRUNEJAX_EXAMPLES", "16")

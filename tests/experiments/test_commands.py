@@ -17,6 +17,7 @@ def _run(module, *args):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flag", "sentence"),
     [
@@ -32,6 +33,7 @@ def test_bad_configs_end_in_a_sentence_and_leave_nothing(tmp_path, flag, sentenc
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "words"),
     [

@@ -10,6 +10,7 @@ import pytest
 from experiments import from_config, quickstart, run_directory, train
 from prunejax import data, masks
 
+pytestmark = pytest.mark.slow
 EXAMPLES = 24
 
 

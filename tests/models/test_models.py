@@ -122,7 +122,7 @@ def test_published_weights_score_what_was_published():
     network = Network(models.create("strided_cnn", 10))
     template = shapes(network.module, (28, 28, 1))["params"]
     classifier = Classifier({"params": trees.unflatten(template, arrays)}, network)
-    logits = jax.jit(classifier)(jnp.asarray(images, jnp.float32) / 255)
+    logits = jax.jit(Classifier.__call__)(classifier, jnp.asarray(images, jnp.float32) / 255)
     assert int(np.sum(np.argmax(logits, -1) == labels)) == 793
 
 
@@ -246,8 +246,8 @@ def test_unknown_networks_and_options_name_the_nearest():
         models.create("resnet-18", 10)
     with pytest.raises(ValueError, match=r"network 'resnet8' 'widht'. Did you mean 'width'\?"):
         models.create("resnet8", 10, widht=4)
-    with pytest.raises(ValueError, match="network 'mlp' 'name'"):
-        models.create("mlp", 10, name="x")
+    with pytest.raises(ValueError, match="network 'mlp' 'parent'"):
+        models.create("mlp", 10, parent=None)
 
 
 @pytest.mark.parametrize("number", [1, 0, -3])

@@ -1,7 +1,9 @@
 """The loop: runs that were killed, several processes, divergence, the best network."""
 
 import importlib.util
+import os
 import pathlib
+import resource
 import signal
 import socket
 import subprocess
@@ -39,6 +41,7 @@ def _assert_same(directory, expected):
             np.testing.assert_array_equal(found[name], value, err_msg=name)
 
 
+@pytest.mark.slow
 def test_killed_between_and_during_saves_ends_bit_identical(tmp_path, undisturbed):
     for when in ("after-save", "mkdir", "rename"):
         process = _start(tmp_path, when)
@@ -51,6 +54,7 @@ def test_killed_between_and_during_saves_ends_bit_identical(tmp_path, undisturbe
     _assert_same(tmp_path, undisturbed)
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path, undisturbed):
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -158,3 +162,51 @@ def test_batch_sizes_that_cannot_be_are_refused(batch_size):
         training.train(
             network, start, [_phase(optax.sgd(0.1), 1)], toy.dataset(), batch_size=batch_size
         )
+
+
+@pytest.fixture
+def store_with_one(tmp_path):
+    store = checkpoints.Store(tmp_path)
+    tree = {"w": np.arange(50_000, dtype=np.float32)}
+    store.save(1, checkpoints.Position(0, 1, 0.5), tree)
+    yield store, tree
+    store.close()
+
+
+def _assert_first_is_readable(directory, tree):
+    store = checkpoints.Store(directory)
+    position = store.latest()
+    assert position == checkpoints.Position(0, 1, 0.5, checkpoint=1)
+    np.testing.assert_array_equal(store.restore(position, tree)["w"], tree["w"])
+    store.close()
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint_readable(tmp_path, store_with_one):
+    store, tree = store_with_one
+    # A limit on the size of files: writing fails as on a full disk.
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(checkpoints.CheckpointError, match="Those before it are intact"):
+            store.save(2, checkpoints.Position(0, 2, 0.6), {"w": tree["w"] + 0.1})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    _assert_first_is_readable(tmp_path, tree)
+
+
+def test_ctrl_c_during_a_save_leaves_the_previous_checkpoint_readable(
+    tmp_path, store_with_one, monkeypatch
+):
+    store, tree = store_with_one
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    for name in ("rename", "replace"):
+        monkeypatch.setattr(os, name, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        store.save(2, checkpoints.Position(0, 2, 0.6), {"w": tree["w"] + 0.1})
+    monkeypatch.undo()
+    _assert_first_is_readable(tmp_path, tree)

@@ -1,0 +1,263 @@
+"""The rewritten function is the same function, and its convolutions have one layout."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.extend import core
+
+from prunejax.canonical import canonical
+
+NHWC = ("NHWC", "HWIO", "NHWC")
+rng = np.random.default_rng(0)
+
+
+def array(*shape):
+    return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+
+def conv(x, w, strides=(1, 1), padding="SAME", numbers=NHWC, **options):
+    return lax.conv_general_dilated(x, w, strides, padding, dimension_numbers=numbers, **options)
+
+
+def equations(jaxpr):
+    """All the equations of a program and of the programs inside it."""
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for inner in jax.tree.leaves(
+            list(eqn.params.values()), is_leaf=lambda p: isinstance(p, core.Jaxpr | core.ClosedJaxpr)
+        ):
+            if isinstance(inner, core.ClosedJaxpr):
+                inner = inner.jaxpr
+            if isinstance(inner, core.Jaxpr):
+                yield from equations(inner)
+
+
+def layouts(function, *args):
+    program = jax.make_jaxpr(function)(*args).jaxpr
+    return [
+        tuple(eqn.params["dimension_numbers"])
+        for eqn in equations(program)
+        if eqn.primitive is lax.conv_general_dilated_p
+    ]
+
+
+def is_canonical(numbers):
+    lhs, rhs, out = numbers
+    rank = len(lhs)
+    features_last = (0, rank - 1, *range(1, rank - 1))
+    return (lhs, rhs, out) == (features_last, (rank - 1, rank - 2, *range(rank - 2)), features_last)
+
+
+def assert_same(function, *args):
+    """`canonical(function)` agrees with `function`, and is canonical where `function` need not be."""
+    assert layouts(function, *args)  # there is something to rewrite
+    assert all(map(is_canonical, layouts(canonical(function), *args)))
+    expected, out = jax.jit(function)(*args), jax.jit(canonical(function))(*args)
+    assert jax.tree.structure(out) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(out), jax.tree.leaves(expected), strict=True):
+        assert a.shape == b.shape
+        assert a.dtype == b.dtype
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4)
+
+
+def value_and_grads(function):
+    """The value, and the gradients of a scalar that weighs its entries unequally."""
+
+    def scalar(*args):
+        out = function(*args)
+        return jnp.sum(out * jnp.cos(jnp.arange(out.size).reshape(out.shape))), out
+
+    return lambda *args: jax.value_and_grad(scalar, argnums=(0, 1), has_aux=True)(*args)
+
+
+X, W = array(2, 6, 5, 4), array(3, 3, 4, 6)
+
+
+@pytest.mark.parametrize(
+    ("x", "w", "options"),
+    [
+        (X, W, {}),
+        (X, W, {"strides": (2, 3), "padding": "VALID"}),
+        (X, W, {"strides": (2, 2), "padding": ((0, 2), (1, 0))}),
+        (X, array(3, 2, 2, 6), {"feature_group_count": 2}),
+        (X, array(3, 3, 1, 8), {"feature_group_count": 4}),
+        (array(4, 6, 5, 4), W, {"batch_group_count": 2}),
+        (X, W, {"rhs_dilation": (2, 1)}),
+        (X, W, {"lhs_dilation": (2, 2), "padding": ((1, 2), (2, 1))}),
+        (array(2, 4, 6, 5), array(6, 4, 3, 3), {"numbers": ("NCHW", "OIHW", "NCHW")}),
+        (array(6, 4, 5, 2), array(4, 3, 6, 3), {"numbers": ("HCWN", "IHOW", "CWNH")}),
+        (array(2, 7, 3), array(3, 3, 5), {"strides": (2,), "numbers": ("NWC", "WIO", "NWC")}),
+        (
+            array(2, 4, 3, 5, 2),
+            array(2, 2, 3, 2, 3),
+            {"strides": (1, 2, 1), "numbers": ("NDHWC", "DHWIO", "NDHWC")},
+        ),
+    ],
+    ids=[
+        *["plain", "strides", "padding", "groups", "depthwise", "batch groups", "dilation"],
+        *["lhs dilation", "NCHW", "any layout", "1-D", "3-D"],
+    ],
+)
+def test_values_and_gradients_of_every_kind_of_convolution(x, w, options):
+    assert_same(value_and_grads(lambda x, w: conv(x, w, **options)), x, w)
+
+
+def test_transposed_convolution():
+    assert_same(value_and_grads(lambda x, w: lax.conv_transpose(x, w, (2, 2), "SAME")), X, W)
+
+
+# One small network: its gradient has convolutions of other layouts.
+A, B = array(3, 3, 1, 4), array(3, 3, 4, 2)
+IMAGES = array(3, 6, 6, 1)
+
+
+def network(params, x):
+    a, b = params
+    return jnp.sum(conv(jax.nn.relu(conv(x, a, (2, 2))), b), axis=(1, 2))
+
+
+def loss(params, x):
+    return jnp.sum(network(params, x) ** 2)
+
+
+gradients = jax.grad(loss, argnums=(0, 1))
+
+
+def inside_scan(params, x):
+    def step(x, scale):
+        dx = gradients(params, x)[1]
+        return x + 1e-3 * scale * jnp.sign(dx), loss(params, x)
+
+    return lax.scan(step, x, jnp.array([1.0, 0.5, 2.0]))
+
+
+def inside_fori(params, x):
+    return lax.fori_loop(0, 3, lambda i, x: x - 1e-3 * i * gradients(params, x)[1], x)
+
+
+def inside_while(params, x):
+    # The condition has a convolution too, and the counter starts as a Python number.
+    go_on = lambda state: (state[0] < 4) & (loss(params, state[1]) > 0)  # noqa: E731
+    step = lambda state: (state[0] + 1, state[1] - 1e-3 * gradients(params, state[1])[1])  # noqa: E731
+    return lax.while_loop(go_on, step, (0, x))
+
+
+def inside_cond(params, x):
+    branches = [lambda: gradients(params, x)[1], lambda: 2 * x, lambda: network(params, x).sum() * x]
+    return [
+        lax.cond(x[0, 0, 0, 0] > x[0, 1, 0, 0], branches[0], branches[1]),
+        lax.switch(jnp.int32(x[0, 0, 0, 0] > 0) + 1, branches),
+    ]
+
+
+def rematerialised(params, x):
+    return jax.grad(lambda p: jnp.sum(jax.checkpoint(network)(p, x) ** 2))(params)
+
+
+def rematerialised_constants(params, x):
+    # The kernel is a constant of the inner function, not an argument of it.
+    return jax.grad(lambda x: jax.checkpoint(lambda x: jnp.sum(network((A, B), x) ** 3))(x))(x)
+
+
+def jit_in_jit(params, x):
+    return jax.jit(lambda x: jax.jit(gradients)(params, 2 * x))(x)
+
+
+def vmapped_inside(params, x):
+    per_example = jax.vmap(lambda x: jax.grad(loss)(params, x[None]))(x)
+    # A kernel an example becomes a convolution of groups.
+    per_kernel = jax.vmap(lambda a: gradients((a, params[1]), x))(jnp.stack([params[0]] * 2))
+    return per_example, per_kernel
+
+
+def forward_mode(params, x):
+    return jax.jvp(lambda x: network(params, x), (x,), (jnp.ones_like(x),))
+
+
+def custom_rule(params, x):
+    @jax.custom_vjp
+    def scaled(x):
+        return network(params, x)
+
+    scaled.defvjp(lambda x: (scaled(x), x), lambda x, g: (x * g.sum(),))
+    return scaled(x), jax.grad(lambda x: scaled(x).sum())(x)
+
+
+def everything_nested(params, x):
+    @jax.checkpoint
+    def inner(x):
+        return lax.scan(lambda x, _: (inside_fori(params, x), None), x, length=2)[0]
+
+    return lax.cond(x.sum() > 1e9, lambda x: x, jax.jit(inner), x)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        inside_scan,
+        inside_fori,
+        inside_while,
+        inside_cond,
+        rematerialised,
+        rematerialised_constants,
+        jit_in_jit,
+        vmapped_inside,
+        forward_mode,
+        custom_rule,
+        everything_nested,
+    ],
+)
+def test_values_inside_loops_branches_and_calls(function):
+    assert_same(function, (A, B), IMAGES)
+
+
+def test_vmapped_outside():
+    stacks = (jnp.stack([A, -A]), jnp.stack([B, 2 * B]))
+    for in_axes, args in [((None, 0), ((A, B), IMAGES[:, None])), ((0, None), (stacks, IMAGES))]:
+        expected = jax.vmap(gradients, in_axes)(*args)
+        out = jax.jit(jax.vmap(canonical(gradients), in_axes))(*args)
+        for a, b in zip(jax.tree.leaves(out), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4)
+
+
+def test_tracers_may_be_closed_over():
+    def total(scale, x):
+        def step(x, _):
+            step_of = canonical(lambda x: x - scale * gradients((A, B), x)[1])
+            return step_of(x), None
+
+        return lax.scan(step, x, length=2)[0]
+
+    expected = IMAGES
+    for _ in range(2):
+        expected = expected - 1e-3 * gradients((A, B), expected)[1]
+    np.testing.assert_allclose(jax.jit(total)(1e-3, IMAGES), expected, rtol=2e-4, atol=2e-4)
+
+
+def test_what_is_not_a_convolution_is_left_as_it_is():
+    def function(tree, key):
+        draws = jax.random.normal(key, (3,))
+        ordered = jnp.sort(tree["x"] + draws)
+        return {"out": ordered, "same": tree["y"], "constant": 3.0, "key": jax.random.split(key)[0]}
+
+    tree, key = {"x": array(3), "y": jnp.arange(2)}, jax.random.key(3)
+    out, expected = canonical(function)(tree, key), function(tree, key)
+    assert jax.tree.structure(out) == jax.tree.structure(expected)
+    np.testing.assert_array_equal(out["out"], expected["out"])
+    np.testing.assert_array_equal(out["same"], expected["same"])
+    assert out["constant"] == 3.0
+    assert jnp.all(jax.random.key_data(out["key"]) == jax.random.key_data(expected["key"]))
+
+
+def test_an_attack_inside_a_training_step_has_only_canonical_convolutions():
+    def training_step(params, x):
+        attacked = inside_scan(params, x)[0]
+        return jax.grad(loss)(params, attacked)
+
+    plain = layouts(training_step, (A, B), IMAGES)
+    assert not all(map(is_canonical, plain))  # gradients bring other layouts
+    rewritten = layouts(canonical(training_step), (A, B), IMAGES)
+    assert len(rewritten) == len(plain) >= 6
+    assert all(map(is_canonical, rewritten))
