@@ -26,7 +26,8 @@ def equations(jaxpr):
     for eqn in jaxpr.eqns:
         yield eqn
         for inner in jax.tree.leaves(
-            list(eqn.params.values()), is_leaf=lambda p: isinstance(p, core.Jaxpr | core.ClosedJaxpr)
+            list(eqn.params.values()),
+            is_leaf=lambda p: isinstance(p, core.Jaxpr | core.ClosedJaxpr),
         ):
             if isinstance(inner, core.ClosedJaxpr):
                 inner = inner.jaxpr
@@ -51,7 +52,7 @@ def is_canonical(numbers):
 
 
 def assert_same(function, *args):
-    """`canonical(function)` agrees with `function`, and is canonical where `function` need not be."""
+    """`canonical(function)` gives what `function` gives, and its convolutions are canonical."""
     assert layouts(function, *args)  # there is something to rewrite
     assert all(map(is_canonical, layouts(canonical(function), *args)))
     expected, out = jax.jit(function)(*args), jax.jit(canonical(function))(*args)
@@ -145,7 +146,11 @@ def inside_while(params, x):
 
 
 def inside_cond(params, x):
-    branches = [lambda: gradients(params, x)[1], lambda: 2 * x, lambda: network(params, x).sum() * x]
+    branches = [
+        lambda: gradients(params, x)[1],
+        lambda: 2 * x,
+        lambda: network(params, x).sum() * x,
+    ]
     return [
         lax.cond(x[0, 0, 0, 0] > x[0, 1, 0, 0], branches[0], branches[1]),
         lax.switch(jnp.int32(x[0, 0, 0, 0] > 0) + 1, branches),
@@ -216,7 +221,7 @@ def test_values_inside_loops_branches_and_calls(function):
 def test_vmapped_outside():
     stacks = (jnp.stack([A, -A]), jnp.stack([B, 2 * B]))
     for in_axes, args in [((None, 0), ((A, B), IMAGES[:, None])), ((0, None), (stacks, IMAGES))]:
-        expected = jax.vmap(gradients, in_axes)(*args)
+        expected = jax.jit(jax.vmap(gradients, in_axes))(*args)
         out = jax.jit(jax.vmap(canonical(gradients), in_axes))(*args)
         for a, b in zip(jax.tree.leaves(out), jax.tree.leaves(expected), strict=True):
             np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4)

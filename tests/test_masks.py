@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from prunejax import masks, trees
 
-
 # A pool, for each new shape is compiled.
 SHAPES = [(), (3,), (2, 3), (1, 1), (3, 1, 2), (3, 3, 1, 4), (2, 1, 2, 3)]
 

@@ -9,7 +9,7 @@ EPS = 0.1
 
 def digits(method: str, **method_options) -> config_dict.ConfigDict:
     """scikit-learn's 8x8 digits, a small strided CNN, budgets in Linf, L2 and L0."""
-    config = base("digits", "strided_cnn", method, eps=EPS, **method_options)
+    config = base("digits", "strided_cnn", method, eps=EPS, learning_rate=3e-3, **method_options)
     config.batch_size = 64
     config.checkpoint_every = 10
     config.validation.eps = EPS
@@ -21,9 +21,9 @@ def digits(method: str, **method_options) -> config_dict.ConfigDict:
             "linf_pgd": protocol(
                 "pgd", (0.0, 0.025, 0.05, 0.1, 0.15, 0.2), EPS, norm="linf", steps=40, restarts=3
             ),
-            "l2_deepfool": protocol("deepfool", (0.0, 0.25, 0.5, 1.0, 1.5, 2.0), 0.5),
+            "l2_deepfool": protocol("deepfool", (0.0, 0.25, 0.5, 0.75, 1.0, 1.5), 0.5),
             "l0_sigma_zero": protocol(
-                "sigma_zero", (0.0, 1.0, 2.0, 3.0, 5.0, 10.0), 2.0, steps=200
+                "sigma_zero", (0.0, 1.0, 2.0, 3.0, 4.0, 6.0), 2.0, steps=200
             ),
         }
     )

@@ -10,4 +10,4 @@ from experiments.configs.digits import digits
 
 
 def get_config():
-    return digits("blind")
+    return digits("blind", epochs=60, pruning_epochs=30, mask_frequency=18)

@@ -60,8 +60,9 @@ class Attack:
     def __post_init__(self):
         names.lookup("norm", self.norm, norms.NORMS)
         for name in ("steps", "restarts"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} is {value!r}; an integer of at least 1 is needed.")
 
     def init(
         self,

@@ -58,6 +58,8 @@ class DeepFool(Attack):
             raise ValueError(f"norm is {self.norm!r}; DeepFool measures in 'l2'.")
         if self.candidates < 1:
             raise ValueError(f"candidates is {self.candidates}; it must be at least 1.")
+        if self.overshoot < 0:
+            raise ValueError(f"overshoot is {self.overshoot}; it must be at least 0.")
 
     def init(self, classifier, image, label, key, eps) -> DeepFoolState:
         del key, eps

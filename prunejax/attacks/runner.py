@@ -67,8 +67,13 @@ def run(
     """
     images, labels, eps = _validated(attack, classifier, images, labels, eps)
     number = len(images)
-    indices = np.arange(number) if indices is None else np.asarray(indices)
-    mesh = Mesh(np.array(jax.local_devices() if devices is None else devices), ("data",))
+    indices = _validated_indices(indices, number)
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; at least 1 lane is needed.")
+    devices = jax.local_devices() if devices is None else devices
+    if not len(devices):
+        raise ValueError("devices is empty; at least 1 is needed, or None for all local ones.")
+    mesh = Mesh(np.array(devices), ("data",))
     lanes = _Lanes(number, _lane_count(number, batch_size, mesh.size))
     programs = _programs(attack, mesh)
     results = AttackResult(images.copy(), np.zeros(number, bool), np.full(number, np.inf, "f4"))
@@ -225,10 +230,13 @@ def _blank(shapes: Any, key: jax.Array) -> Any:
 
 
 def _lane_count(number: int, batch_size: int, devices: int) -> int:
-    """`batch_size` by halves down to what holds all examples: few sizes, so few compilations."""
-    lanes = max(batch_size, 1)
-    while lanes // 2 >= number and lanes // 2 >= devices:
-        lanes //= 2
+    """`batch_size`, or an eighth of it, and so on, where that holds all examples.
+
+    Few sizes, so that few programs are compiled.
+    """
+    lanes = batch_size
+    while lanes // 8 >= max(number, devices):
+        lanes //= 8
     return -(-lanes // devices) * devices
 
 
@@ -266,11 +274,25 @@ def _validated(attack, classifier, images, labels, eps):
         eps = np.inf
     elif eps is None:
         raise ValueError(f"eps is None; {type(attack).__name__} needs a budget in {attack.norm}.")
-    eps = np.asarray(eps, np.float32)
-    if eps.shape not in ((), labels.shape) or not (eps >= 0).all():
-        raise ValueError(f"eps is {eps}; a number >= 0 is needed, or one for each example.")
+    budgets = np.asarray(eps)
+    acceptable = np.issubdtype(budgets.dtype, np.number) and budgets.shape in ((), labels.shape)
+    if not acceptable or not (budgets >= 0).all():
+        raise ValueError(f"eps is {eps!r}; a number >= 0 is needed, or one for each example.")
+    if not (attack.minimum_norm or np.isfinite(budgets).all()):
+        raise ValueError(f"eps is {eps!r}; the budget of {type(attack).__name__} must be finite.")
+    eps = budgets.astype(np.float32)
     return (
         images.astype(np.float32),
         labels.astype(np.int32),
         np.broadcast_to(eps, labels.shape).copy(),
     )
+
+
+def _validated_indices(indices, number: int) -> np.ndarray:
+    indices = np.arange(number) if indices is None else np.asarray(indices)
+    if indices.shape != (number,) or not np.issubdtype(indices.dtype, np.integer):
+        raise ValueError(
+            f"indices has shape {indices.shape} and dtype {indices.dtype}; "
+            f"integers of shape {(number,)} are needed, one an example."
+        )
+    return indices

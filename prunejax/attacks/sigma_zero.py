@@ -66,6 +66,8 @@ class SigmaZero(Attack):
         for name in ("learning_rate", "sigma", "tau_step"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be positive.")
+        if not 0 <= self.tau <= 1:
+            raise ValueError(f"tau is {self.tau}; it must lie in [0, 1].")
 
     def init(self, classifier, image, label, key, eps) -> SigmaZeroState:
         del classifier, key, eps

@@ -30,7 +30,7 @@ def prescribed(attack: attacks.Attack, eps: float) -> Adversary:
         raise ValueError(f"eps is {eps}; a budget is at least 0.")
 
     def adversary(classifier, images, labels, key):
-        return _last_iterate(attack, classifier, images, labels, key, eps)
+        return jax.lax.stop_gradient(_last_iterate(attack, classifier, images, labels, key, eps))
 
     return adversary
 
@@ -69,7 +69,9 @@ def blind(
         del labels  # the boundary around the prediction, right or wrong
         predictions = jnp.argmax(classifier(images), axis=-1)
         x = _last_iterate(attack, classifier, images, predictions, key, jnp.inf)
-        return images + cut_and_scale(x - images, cutoff, scale)
+        # A scale above 1 may lead out of the box.
+        scaled = jnp.clip(images + cut_and_scale(x - images, cutoff, scale), 0, 1)
+        return jax.lax.stop_gradient(scaled)
 
     return adversary
 

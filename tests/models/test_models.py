@@ -160,8 +160,8 @@ def test_normalisation_is_by_channel():
 
 @pytest.fixture(scope="module")
 def batch_norm():
-    """A ResNet of one channel, its variables, and images far from mean 0 and variance 1."""
-    network = Network(models.create("resnet8", 2, width=1))
+    """A ResNet of one block and one channel, and images far from mean 0 and variance 1."""
+    network = Network(models.create("resnet8", 2, width=1, depths=[1]))
     images = 3 + 2 * jax.random.normal(jax.random.key(5), (6, 8, 8, 1))
     return network, network.init(jax.random.key(0), (8, 8, 1)), images
 
@@ -174,7 +174,9 @@ def test_training_moves_the_statistics_by_a_tenth_towards_those_of_the_batch(bat
         variables["batch_stats"]
     )
     kernel = variables["params"]["Conv_0"]["kernel"]
-    stem = nn.Conv(1, (3, 3), padding=1, use_bias=False).apply({"params": {"kernel": kernel}}, images)
+    stem = nn.Conv(1, (3, 3), padding=1, use_bias=False).apply(
+        {"params": {"kernel": kernel}}, images
+    )
     moved = collections["batch_stats"]["BatchNorm_0"]
     np.testing.assert_allclose(moved["mean"], [0.1 * np.mean(stem)], rtol=1e-4)
     np.testing.assert_allclose(moved["var"], [0.9 + 0.1 * np.var(stem)], rtol=1e-4)
@@ -215,16 +217,20 @@ def test_without_batch_norm_both_modes_agree_and_nothing_is_moved():
 # -- layers ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shape", [(2, 4, 6, 3), (1, 5, 7, 2), (2, 7, 2, 1), (1, 2, 3, 1)])
+@pytest.mark.parametrize("shape", [(2, 4, 6, 3), (2, 7, 3, 1)])
 def test_max_pool_is_that_of_flax_in_value_and_gradient(shape):
     # A permutation has no ties, with which gradients are one choice among many.
     x = jax.random.permutation(jax.random.key(0), math.prod(shape)).reshape(shape).astype(float)
     reference = lambda x: nn.max_pool(x, (2, 2), strides=(2, 2))  # noqa: E731
-    out, vjp = jax.vjp(layers.max_pool_2x2, x)
-    expected, expected_vjp = jax.vjp(reference, x)
-    np.testing.assert_array_equal(out, expected)
-    cotangent = jax.random.normal(jax.random.key(1), out.shape)
-    np.testing.assert_array_equal(vjp(cotangent)[0], expected_vjp(cotangent)[0])
+
+    @jax.jit
+    def both_of(x):
+        out, vjp = jax.vjp(layers.max_pool_2x2, x)
+        expected, expected_vjp = jax.vjp(reference, x)
+        cotangent = jnp.arange(1.0, out.size + 1).reshape(out.shape)
+        return (out, *vjp(cotangent)), (expected, *expected_vjp(cotangent))
+
+    jax.tree.map(np.testing.assert_array_equal, *both_of(x))
 
 
 def test_a_tie_splits_the_gradient_and_loses_none_of_it():
@@ -234,7 +240,9 @@ def test_a_tie_splits_the_gradient_and_loses_none_of_it():
 
 def test_flatten_has_the_order_height_width_channel():
     x = np.arange(24).reshape(2, 2, 3, 2)
-    expected = [[x[b, h, w, c] for h in range(2) for w in range(3) for c in range(2)] for b in (0, 1)]
+    expected = [
+        [x[b, h, w, c] for h in range(2) for w in range(3) for c in range(2)] for b in (0, 1)
+    ]
     np.testing.assert_array_equal(layers.flatten(jnp.asarray(x)), expected)
 
 

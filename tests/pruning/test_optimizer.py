@@ -217,7 +217,6 @@ WRAPPED = {
     "chain with clipping": lambda: optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.01)),
     "inject_hyperparams": lambda: optax.inject_hyperparams(optax.adam)(learning_rate=0.01),
     "MultiSteps": lambda: optax.MultiSteps(optax.adam(0.01), 2).gradient_transformation(),
-    "lion": lambda: optax.lion(0.01),
     "decay of kernels only": lambda: optax.adamw(
         0.01, mask=lambda p: trees.map_with_path(lambda path, _: "kernel" in path, p)
     ),
@@ -243,7 +242,9 @@ def test_any_optax_optimiser_can_be_wrapped(name):
         keep = np.broadcast_to(keep, final[path].shape)
         assert keep.sum() == final[path].size - (final[path].size // 2 if "kernel" in path else 0)
         np.testing.assert_array_equal(np.asarray(final[path])[~keep], 0)
-        assert np.all(np.asarray(final[path])[keep] != np.asarray(trees.flatten(params)[path])[keep])
+        assert np.all(
+            np.asarray(final[path])[keep] != np.asarray(trees.flatten(params)[path])[keep]
+        )
 
 
 def test_the_mask_is_found_wherever_it_sits():

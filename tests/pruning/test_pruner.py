@@ -86,7 +86,7 @@ def test_the_count_is_that_of_the_double_not_of_the_float32_product():
     assert removal == {("w",): round(0.9 * n)}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     sparsity=st.floats(0, 1, exclude_max=True),
     allocation=st.sampled_from(["uniform", "global"]),
@@ -134,7 +134,11 @@ def test_the_mean_of_a_filter_counts_not_its_sum():
 
 
 def test_one_and_three_dimensional_convolutions_have_filters_too():
-    params = {"one": jnp.ones((3, 2, 4)), "three": jnp.ones((2, 2, 2, 1, 4)), "fc": jnp.ones((4, 4))}
+    params = {
+        "one": jnp.ones((3, 2, 4)),
+        "three": jnp.ones((2, 2, 2, 1, 4)),
+        "fc": jnp.ones((4, 4)),
+    }
     mask = prune(params, 0.5, Pruner(granularity="filter"))
     assert mask["one"].shape == (1, 1, 4)
     assert mask["three"].shape == (1, 1, 1, 1, 4)

@@ -1,5 +1,6 @@
 """The cubic schedule against its closed form."""
 
+import itertools
 import math
 from fractions import Fraction
 
@@ -34,16 +35,14 @@ def test_cubic_by_hand():
 def test_cubic_is_the_closed_form_and_ends_on_the_target(target, initial, begin, length, frequency):
     initial = min(initial, target)
     end = begin + length
-    schedule = schedules.cubic(
-        target, begin=begin, end=end, frequency=frequency, initial=initial
-    )
+    schedule = schedules.cubic(target, begin=begin, end=end, frequency=frequency, initial=initial)
     steps, sparsities = zip(*schedule, strict=True)
 
     assert steps[-1] == end
     assert sparsities[-1] == target  # exactly
     assert set(steps) == {*range(begin, end, frequency), end}
     assert list(steps) == sorted(set(steps))
-    assert all(a <= b + 1e-15 for a, b in zip(sparsities, sparsities[1:], strict=False))
+    assert all(a <= b + 1e-15 for a, b in itertools.pairwise(sparsities))
     for step, sparsity in schedule[:-1]:
         left = 1 - Fraction(step - begin, length)  # exact, unlike the implementation
         exact = Fraction(target) + (Fraction(initial) - Fraction(target)) * left**3

@@ -13,7 +13,9 @@ compiled = jax.jit(selection.keep_all_but_lowest)
 SPECIAL = [0.0, -0.0, 1.0, -1.0, np.inf, -np.inf, 1e-45, -1e-45, 1e-38, 3.4e38, -3.4e38]
 
 # Few lengths, so that few programs are compiled; few values, so that ties are common.
-values = st.one_of(st.sampled_from(SPECIAL), st.integers(-2, 2), st.floats(width=32, allow_nan=False))
+values = st.one_of(
+    st.sampled_from(SPECIAL), st.integers(-2, 2), st.floats(width=32, allow_nan=False)
+)
 scores = st.sampled_from([1, 2, 7, 20]).flatmap(lambda n: st.lists(values, min_size=n, max_size=n))
 
 

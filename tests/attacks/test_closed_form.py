@@ -1,0 +1,231 @@
+"""Attacks against linear networks in the box, where the nearest adversarial example is known.
+
+Untargeted PGD and FGSM climb a convex function there (the largest of several linear ones), so more
+than one class to flee to can trap them. What is certain: with two classes, or towards one given
+class, the margin is concave and PGD must reach the optimum; FGSM is exact for the runner-up.
+"""
+
+import jax
+import numpy as np
+import pytest
+
+from prunejax import attacks
+from tests.linear_models import minimum_distance, minimum_distances, random_linear
+
+NORMS = ("linf", "l2", "l1", "l0", "l0_pixels")
+KEY = jax.random.key(0)
+
+
+def length(delta: np.ndarray, norm: str) -> np.ndarray:
+    """Norms of a batch of perturbations, in float64."""
+    flat = np.abs(delta.reshape(len(delta), -1).astype(np.float64))
+    if norm == "linf":
+        return flat.max(axis=1)
+    if norm == "l2":
+        return np.sqrt((flat**2).sum(axis=1))
+    if norm == "l1":
+        return flat.sum(axis=1)
+    if norm == "l0_pixels" and delta.ndim == 4:
+        flat = flat.reshape(len(delta), -1, delta.shape[-1]).max(axis=2)
+    return (flat > 0).sum(axis=1)
+
+
+def advantage(problem, images: np.ndarray, labels: np.ndarray, targeted: bool) -> np.ndarray:
+    """By how much the attacker has what he wants, in float64."""
+    logits = images.reshape(len(images), -1).astype(np.float64) @ problem.weights.T + problem.bias
+    own = np.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
+    np.put_along_axis(logits, labels[:, None], -np.inf, axis=1)
+    return own - logits.max(axis=1) if targeted else logits.max(axis=1) - own
+
+
+def assert_valid(result, problem, labels, norm, eps=np.inf, targeted=False):
+    """What is called a success is one: in the box, within budget, adversarial, well measured."""
+    won = result.success
+    assert np.array_equal(won, np.isfinite(result.distance))
+    assert np.all((result.images >= 0) & (result.images <= 1))
+    measured = length(result.images.astype(np.float64) - problem.images, norm)
+    np.testing.assert_allclose(result.distance[won], measured[won], rtol=1e-5)
+    assert np.all(measured[won] <= np.broadcast_to(eps, won.shape)[won] * (1 + 1e-6) + 1e-6)
+    assert np.all(advantage(problem, result.images, labels, targeted)[won] > -1e-6)
+    assert np.array_equal(result.images[~won], problem.images[~won])
+
+
+def nearest_class(problem, norm: str) -> tuple[np.ndarray, np.ndarray]:
+    """The class whose boundary is nearest, and how far it is: it is reached there as well."""
+    W, b, images, labels = problem
+    distances = [
+        [np.inf if k == y else minimum_distance(W, b, x, y, norm, k) for k in range(len(b))]
+        for x, y in zip(images, labels, strict=True)
+    ]
+    return np.argmin(distances, axis=1).astype(np.int32), np.min(distances, axis=1)
+
+
+def budgets(distances: np.ndarray, norm: str, below=0.95, above=1.25):
+    """Budgets that are not enough, and budgets that are."""
+    if norm.startswith("l0"):
+        return distances - 1, np.maximum(np.ceil(above * distances), distances)
+    return below * distances, above * distances
+
+
+def check_budgets(attack, classifier, problem, labels, distances, *, batch_size=8, **shares):
+    """Nothing is found below the exact distances, and everything above them."""
+    below, above = budgets(distances, attack.norm, **shares)
+    for eps, wanted in ((below, False), (above, True)):
+        result = attacks.run(
+            attack, classifier, problem.images, labels, key=KEY, eps=eps, batch_size=batch_size
+        )
+        assert_valid(result, problem, labels, attack.norm, eps, attack.targeted)
+        assert np.array_equal(result.success, np.full(len(labels), wanted))
+
+
+@pytest.mark.parametrize("norm", ["l1", "l0"])
+def test_pgd_leaves_one_of_two_classes(norm, linear_classifier):
+    attack = attacks.PGD(norm=norm)
+    for seed in range(3):
+        problem = random_linear(seed, (32, 24, 3), classes=2)
+        distances = minimum_distances(problem, norm)
+        check_budgets(attack, linear_classifier(problem), problem, problem.labels, distances)
+
+
+@pytest.mark.parametrize(
+    ("shape", "classes", "norm"),
+    [
+        ((32, 24, 3), 3, "linf"),
+        ((32, 24, 3), 3, "l0_pixels"),
+        ((7, 5, 1), 10, "l2"),
+        ((7, 5, 1), 10, "l1"),
+        ((20,), 3, "l0"),
+    ],
+)
+def test_pgd_reaches_the_nearest_of_many_classes(shape, classes, norm, linear_classifier):
+    attack = attacks.PGD(norm=norm, targeted=True, restarts=5)
+    for seed in range(3):
+        problem = random_linear(seed, shape, classes)
+        targets, distances = nearest_class(problem, norm)
+        check_budgets(attack, linear_classifier(problem), problem, targets, distances)
+
+
+@pytest.mark.parametrize(("shape", "classes", "norm"), [((20,), 3, "linf"), ((20,), 10, "l1")])
+def test_restarts_free_pgd_from_the_wrong_class(shape, classes, norm, linear_classifier):
+    problem = random_linear(0, shape, classes)
+    attack = attacks.PGD(norm=norm, restarts=30)
+    distances = minimum_distances(problem, norm)
+    check_budgets(attack, linear_classifier(problem), problem, problem.labels, distances)
+
+
+@pytest.mark.parametrize(
+    ("attack", "batch_size"),
+    [(attacks.PGD(), 1), (attacks.PGD(targeted=True, loss="cross_entropy"), 3)],
+)
+def test_pgd_is_as_strong_in_small_batches(attack, batch_size, linear_classifier):
+    problem = random_linear(3, (20,), classes=2)
+    distances = minimum_distances(problem, "linf")
+    labels = 1 - problem.labels if attack.targeted else problem.labels
+    classifier = linear_classifier(problem)
+    check_budgets(attack, classifier, problem, labels, distances, batch_size=batch_size)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_fgsm_is_exact_for_two_classes(norm, linear_classifier):
+    attack = attacks.FGSM(norm=norm)
+    for seed in range(3):
+        problem = random_linear(seed, (7, 5, 1), classes=2)
+        check_budgets(
+            attack,
+            linear_classifier(problem),
+            problem,
+            problem.labels,
+            minimum_distances(problem, norm),
+            below=0.9999,
+            above=1.0 if norm.startswith("l0") else 1.0001,
+        )
+
+
+@pytest.mark.parametrize("norm", ["linf", "l1", "l0_pixels"])
+def test_fgsm_on_the_margin_is_exact_for_the_runner_up(norm, linear_classifier):
+    problem = random_linear(0, (32, 24, 3), classes=10)
+    W, b, images, labels = problem
+    runner_up = np.argsort(images.reshape(8, -1) @ W.T + b, axis=1)[:, -2]
+    to_runner_up = np.array(
+        [
+            minimum_distance(W, b, x, y, norm, k)
+            for x, y, k in zip(images, labels, runner_up, strict=True)
+        ]
+    )
+    enough = to_runner_up if norm.startswith("l0") else 1.0001 * to_runner_up
+    too_little, _ = budgets(minimum_distances(problem, norm), norm)
+    attack = attacks.FGSM(norm=norm, loss="margin")
+    for eps, wanted in ((too_little, False), (enough, True)):
+        result = attacks.run(attack, linear_classifier(problem), images, labels, key=KEY, eps=eps)
+        assert_valid(result, problem, labels, norm, eps)
+        assert np.array_equal(result.success, np.full(8, wanted))
+
+
+def test_targeted_fgsm_is_exact_for_two_classes(linear_classifier):
+    problem = random_linear(4, (20,), classes=2)
+    distances, shares = minimum_distances(problem, "linf"), {"below": 0.9999, "above": 1.0001}
+    attack, classifier = attacks.FGSM(targeted=True), linear_classifier(problem)
+    check_budgets(attack, classifier, problem, 1 - problem.labels, distances, **shares)
+
+
+@pytest.mark.parametrize(
+    ("shape", "classes", "targeted", "bound"),
+    [
+        ((20,), 2, False, 1.05),
+        ((32, 24, 3), 10, False, 1.05),
+        ((7, 5, 1), 10, True, 1.05),
+        # Which class is nearest is guessed without looking at the box, once in a while wrongly.
+        ((7, 5, 1), 10, False, 1.25),
+    ],
+)
+def test_deepfool_finds_the_nearest_point(shape, classes, targeted, bound, linear_classifier):
+    attack = attacks.DeepFool(targeted=targeted)
+    for seed in range(6):
+        problem = random_linear(seed, shape, classes)
+        targets, distances = nearest_class(problem, "l2")
+        labels = targets if targeted else problem.labels
+        result = attacks.run(attack, linear_classifier(problem), problem.images, labels, key=KEY)
+        assert result.success.all()
+        assert_valid(result, problem, labels, "l2", targeted=targeted)
+        assert np.all(result.distance >= distances * (1 - 1e-5))
+        assert np.all(result.distance <= distances * bound)
+
+
+@pytest.mark.parametrize("batch_size", [3])
+def test_deepfool_is_as_near_in_small_batches(batch_size, linear_classifier):
+    problem = random_linear(5, (20,), classes=3)
+    result = attacks.run(
+        attacks.DeepFool(),
+        linear_classifier(problem),
+        problem.images,
+        problem.labels,
+        key=KEY,
+        batch_size=batch_size,
+    )
+    distances = minimum_distances(problem, "l2")
+    assert np.all(
+        (result.distance >= distances * (1 - 1e-5)) & (result.distance < distances * 1.05)
+    )
+
+
+@pytest.mark.parametrize(
+    ("shape", "classes", "targeted"),
+    [((20,), 2, False), ((7, 5, 1), 3, True), ((32, 24, 3), 10, False)],
+)
+def test_sigma_zero_finds_the_fewest_features(shape, classes, targeted, linear_classifier):
+    attack = attacks.SigmaZero(targeted=targeted)
+    found, fewest = [], []
+    for seed in range(4):
+        problem = random_linear(seed, shape, classes)
+        targets, distances = nearest_class(problem, "l0")
+        labels = targets if targeted else problem.labels
+        result = attacks.run(attack, linear_classifier(problem), problem.images, labels, key=KEY)
+        assert result.success.all()
+        assert_valid(result, problem, labels, "l0", targeted=targeted)
+        found.append(result.distance)
+        fewest.append(distances)
+    found, fewest = np.concatenate(found), np.concatenate(fewest)
+    assert np.all(found >= fewest)
+    # Counts are whole and small: where the fewest are less than 4, 1.25 times would allow no more.
+    assert np.all(found <= np.maximum(1.25 * fewest, fewest + 1))
+    assert found.sum() <= 1.1 * fewest.sum()
