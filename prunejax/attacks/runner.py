@@ -277,9 +277,9 @@ def _validated(attack, classifier, images, labels, eps):
     budgets = np.asarray(eps)
     acceptable = np.issubdtype(budgets.dtype, np.number) and budgets.shape in ((), labels.shape)
     if not acceptable or not (budgets >= 0).all():
-        raise ValueError(f"eps is {eps!r}; a number >= 0 is needed, or one for each example.")
+        raise ValueError(f"eps is {budgets}; a number >= 0 is needed, or one for each example.")
     if not (attack.minimum_norm or np.isfinite(budgets).all()):
-        raise ValueError(f"eps is {eps!r}; the budget of {type(attack).__name__} must be finite.")
+        raise ValueError(f"eps is {budgets}; the budget of {type(attack).__name__} must be finite.")
     eps = budgets.astype(np.float32)
     return (
         images.astype(np.float32),

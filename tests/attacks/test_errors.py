@@ -170,7 +170,7 @@ def test_an_unknown_loss(name):
         ("indices", np.array(["a"] * 4), ("indices", "U1", "integers")),
         ("batch_size", 0, ("batch_size is 0",)),
         ("devices", [], ("devices is empty",)),
-        ("eps", "a", ("eps is 'a'",)),
+        ("eps", "a", ("eps is a",)),
         ("eps", np.inf, ("eps is inf", "finite")),
         ("eps", np.nan, ("eps is nan",)),
     ],
