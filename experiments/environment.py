@@ -51,7 +51,7 @@ def configure(cpu_devices: int | None = None) -> None:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Parses the flags, sets JAX up and runs `main`; what the user can mend ends in one sentence."""
+    """Parses the flags, sets JAX up and runs `main`; errors end in one sentence."""
 
     def guarded(argv: list[str]) -> None:
         if len(argv) > 1:

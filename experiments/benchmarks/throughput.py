@@ -29,11 +29,7 @@ import datetime
 import functools
 import importlib.metadata
 import json
-import os
 import pathlib
-import platform
-import resource
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -47,7 +43,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import environment
-from experiments.benchmarks import timing
+from experiments.benchmarks import machine, timing, torch_networks
 from prunejax import attacks, models
 from prunejax.attacks import runner
 from prunejax.classifier import Classifier, Network
@@ -122,12 +118,12 @@ def main(argv: list[str]) -> None:
             ]
     report = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": _machine(),
+        "machine": machine.description(),
         "versions": _versions(),
         "settings": _settings(),
         "measurements": rows,
         "ratios": ratios,
-        "peak_memory_mib": _peak_memory_mib(),
+        "peak_memory_mib": machine.peak_memory_mib(),
     }
     _print(console, report)
     if _OUTPUT.value:
@@ -292,7 +288,9 @@ def _peer_attacks(case: Case, classifier: Classifier) -> list[timing.Candidate]:
     import torchattacks
 
     images, labels = _attacked(case, classifier)
-    network = _torch_network(case.network, classifier.variables).eval().requires_grad_(False)
+    network = (
+        torch_networks.network_of(case.network, classifier.variables).eval().requires_grad_(False)
+    )
     _check_same(classifier, network, images)
     labels = torch.tensor(labels, dtype=torch.long)
     step_size = EPS * 2.5 / ATTACK_STEPS
@@ -346,7 +344,7 @@ def _peer_training(case: Case, classifier: Classifier) -> timing.Candidate:
 
         return epoch
 
-    network = _torch_network(case.network, classifier.variables).train()
+    network = torch_networks.network_of(case.network, classifier.variables).train()
     epochs = [epoch_of(*pair) for pair in _torch_formats(network, dataset.images)]
     return timing.Candidate("torch", len(dataset), min(epochs, key=_seconds_of))
 
@@ -378,99 +376,6 @@ def _check_same(classifier: Classifier, network, images: np.ndarray) -> None:
     difference = np.abs(np.asarray(classifier(images)) - theirs).max()
     if not difference < 1e-4:
         raise RuntimeError(f"the logits of the network in torch differ by {difference}")
-
-
-def _torch_network(name: str, variables: Mapping[str, Any]):
-    """The network as a torch module, from channels-first images, with these weights."""
-    from torch import nn
-
-    variables = jax.tree.map(np.asarray, variables)
-    params, stats = variables["params"], variables.get("batch_stats", {})
-    if name == "resnet8":
-        return _torch_resnet(params, stats)
-    pooling = {"strided_cnn": [], "lenet5": [nn.MaxPool2d(2)]}[name]
-    options = {"strided_cnn": {"stride": 2, "padding": 1}, "lenet5": {"padding": 2}}[name]
-    channels = params["Conv_1"]["kernel"].shape[-1]
-    return nn.Sequential(
-        _torch_conv(params["Conv_0"], **options), nn.ReLU(), *pooling,
-        _torch_conv(params["Conv_1"], **options), nn.ReLU(), *pooling,
-        nn.Flatten(),
-        _torch_dense(params["Dense_0"], channels), nn.ReLU(),
-        _torch_dense(params["Dense_1"]),
-    )  # fmt: skip
-
-
-def _torch_resnet(params: Mapping[str, Any], stats: Mapping[str, Any]):
-    from torch import nn
-
-    class Block(nn.Module):
-        def __init__(self, params, stats, stride):
-            super().__init__()
-            self.main = nn.Sequential(
-                _torch_conv(params["Conv_0"], stride=stride, padding=1),
-                _torch_norm(params["BatchNorm_0"], stats["BatchNorm_0"]),
-                nn.ReLU(),
-                _torch_conv(params["Conv_1"], padding=1),
-                _torch_norm(params["BatchNorm_1"], stats["BatchNorm_1"]),
-            )
-            self.shortcut = nn.Identity()
-            if "shortcut" in params:
-                self.shortcut = nn.Sequential(
-                    _torch_conv(params["shortcut"], stride=stride),
-                    _torch_norm(params["shortcut_norm"], stats["shortcut_norm"]),
-                )
-
-        def forward(self, x):
-            return nn.functional.relu(self.main(x) + self.shortcut(x))
-
-    names = sorted(name for name in params if name.startswith("BasicBlock"))
-    return nn.Sequential(
-        _torch_conv(params["Conv_0"], padding=1),
-        _torch_norm(params["BatchNorm_0"], stats["BatchNorm_0"]),
-        nn.ReLU(),
-        *(Block(params[n], stats[n], 1 if i == 0 else 2) for i, n in enumerate(names)),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        _torch_dense(params["Dense_0"]),
-    )
-
-
-def _torch_conv(params: Mapping[str, np.ndarray], *, stride: int = 1, padding: int = 0):
-    from torch import nn
-
-    size, _, inputs, outputs = params["kernel"].shape
-    layer = nn.Conv2d(inputs, outputs, size, stride, padding, bias="bias" in params)
-    _fill(layer, weight=params["kernel"].transpose(3, 2, 0, 1), bias=params.get("bias"))
-    return layer
-
-
-def _torch_dense(params: Mapping[str, np.ndarray], channels: int = 1):
-    """For features of so many channels, which flatten with the channel first in torch."""
-    from torch import nn
-
-    inputs, outputs = params["kernel"].shape
-    kernel = params["kernel"].reshape(-1, channels, outputs).swapaxes(0, 1).reshape(inputs, outputs)
-    layer = nn.Linear(inputs, outputs)
-    _fill(layer, weight=kernel.T, bias=params["bias"])
-    return layer
-
-
-def _torch_norm(params: Mapping[str, np.ndarray], stats: Mapping[str, np.ndarray]):
-    from torch import nn
-
-    layer = nn.BatchNorm2d(len(params["scale"]))  # eps 1e-5 and momentum 0.1 (0.9 in Flax)
-    _fill(layer, weight=params["scale"], bias=params["bias"])
-    _fill(layer, running_mean=stats["mean"], running_var=stats["var"])
-    return layer
-
-
-def _fill(layer, **arrays: np.ndarray | None) -> None:
-    import torch
-
-    with torch.no_grad():
-        for name, array in arrays.items():
-            if array is not None:
-                getattr(layer, name).copy_(torch.from_numpy(np.array(array)))
 
 
 # --- The report ---
@@ -513,32 +418,6 @@ def _row(network: str, work: str, measurement: timing.Measurement) -> dict[str, 
     }
 
 
-def _machine() -> dict[str, Any]:
-    """Its kind, nothing by which it could be recognised."""
-    return {
-        "backend": jax.default_backend(),
-        "device": jax.local_devices()[0].device_kind,
-        "devices": jax.local_device_count(),
-        "processor": _processor(),
-        "cores": _cores(),
-        "system": platform.system(),
-        "python": platform.python_version(),
-    }
-
-
-def _processor() -> str:
-    info = pathlib.Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
 def _versions() -> dict[str, str]:
     names = ["prunejax", "jax", "jaxlib", "flax", "optax", "numpy"]
     if _PEERS.value:
@@ -558,16 +437,10 @@ def _settings() -> dict[str, Any]:
     }
 
 
-def _peak_memory_mib() -> float:
-    """Of the whole process, peers and all."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
-
-
 def _print(console: Console, report: Mapping[str, Any]) -> None:
-    machine = report["machine"]
+    on = report["machine"]
     table = Table(
-        title=f"{machine['device']} ({machine['processor']}, {machine['cores']} cores)",
+        title=f"{on['device']} ({on['processor']}, {on['cores']} cores)",
         caption="pgd: examples x steps a second; training: images a second",
     )
     for column in ("network", "work", "by"):
@@ -591,5 +464,5 @@ def _print(console: Console, report: Mapping[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    environment.define_flags()
+    flags.adopt_module_key_flags(environment)
     app.run(main)

@@ -22,9 +22,7 @@ def digits(method: str, **method_options) -> config_dict.ConfigDict:
                 "pgd", (0.0, 0.025, 0.05, 0.1, 0.15, 0.2), EPS, norm="linf", steps=40, restarts=3
             ),
             "l2_deepfool": protocol("deepfool", (0.0, 0.25, 0.5, 0.75, 1.0, 1.5), 0.5),
-            "l0_sigma_zero": protocol(
-                "sigma_zero", (0.0, 1.0, 2.0, 3.0, 4.0, 6.0), 2.0, steps=200
-            ),
+            "l0_sigma_zero": protocol("sigma_zero", (0.0, 1.0, 2.0, 3.0, 4.0, 6.0), 2.0, steps=200),
         }
     )
     return config
