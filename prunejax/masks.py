@@ -55,6 +55,15 @@ def density(params: Params, mask: Mask, paths: tuple[str, ...] | None = None) ->
     return sum(counts[p] for p in paths) / sum(jnp.size(sizes[p]) for p in paths)
 
 
+def fits(mask_leaf: jax.Array, leaf: jax.Array) -> bool:
+    """Whether a mask is a scalar, or of the leaf's rank with axes of size 1 or the leaf's."""
+    mask_shape, shape = jnp.shape(mask_leaf), jnp.shape(leaf)
+    return not mask_shape or (
+        len(mask_shape) == len(shape)
+        and all(m in (1, s) for m, s in zip(mask_shape, shape, strict=True))
+    )
+
+
 def validate(params: Params, mask: Mask) -> None:
     """Raises a ValueError naming the first leaf whose mask is missing, not boolean or too big."""
     leaves, masks = trees.flatten(params), trees.flatten(mask)
@@ -67,10 +76,7 @@ def validate(params: Params, mask: Mask) -> None:
             raise ValueError(
                 f"mask at {path!r} has dtype {jnp.result_type(masks[path])}; it must be bool."
             )
-        if mask_shape and (
-            len(mask_shape) != len(shape)
-            or any(m not in (1, s) for m, s in zip(mask_shape, shape, strict=True))
-        ):
+        if not fits(masks[path], leaf):
             raise ValueError(
                 f"mask at {path!r} has shape {mask_shape}, which does not broadcast to {shape}."
             )

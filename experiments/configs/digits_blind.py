@@ -10,4 +10,4 @@ from experiments.configs.digits import digits
 
 
 def get_config():
-    return digits("blind", epochs=60, pruning_epochs=30, mask_frequency=18)
+    return digits("blind", epochs=40, pruning_epochs=20, mask_frequency=18)

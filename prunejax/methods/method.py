@@ -40,6 +40,8 @@ class Method:
     relative_step: float = 0.25
 
     def __post_init__(self):
+        if self.epochs < 1:
+            raise ValueError(f"epochs is {self.epochs}; at least 1 is needed.")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing is {self.label_smoothing}; it must lie in [0, 1).")
         self.adversary()
@@ -123,6 +125,8 @@ class GradualMethod(PruningMethod):
                 f"pruning_epochs is {self.pruning_epochs}; "
                 f"it must lie in [0, epochs = {self.epochs})."
             )
+        if self.mask_frequency < 1:
+            raise ValueError(f"mask_frequency is {self.mask_frequency}; at least 1 is needed.")
 
     def objective(self) -> Callable[..., Any]:
         """What is minimised."""

@@ -123,5 +123,12 @@ def _zeroing(updates, params, mask):
 
 
 def _mask_moments(inner, inner_state, mask):
-    zero_outside = lambda moment, keep: jnp.where(keep, moment, jnp.zeros_like(moment))  # noqa: E731
-    return optax.tree.map_params(inner, zero_outside, inner_state, mask)
+    is_absent = lambda node: isinstance(node, optax.MaskedNode)  # noqa: E731
+
+    def zero_outside(moment, keep):
+        # Weights that another optimiser has, and sums over weights (Adafactor), are left alone.
+        if is_absent(moment) or not masks.fits(keep, moment):
+            return moment
+        return jnp.where(keep, moment, jnp.zeros_like(moment))
+
+    return optax.tree.map_params(inner, zero_outside, inner_state, mask, is_leaf=is_absent)

@@ -147,6 +147,11 @@ def save_network(directory: str | pathlib.Path, variables: Any, mask: Any) -> No
             path: np.asarray(leaf)[keep[path]] for path, leaf in params.items() if keep[path].any()
         },
         "mask": masks.pack(mask),
+        "shapes": {
+            path: np.array(np.shape(leaf), np.int64)
+            for path, leaf in trees.flatten(variables).items()
+            if np.ndim(leaf)
+        },
         "rest": {path: np.asarray(leaf) for path, leaf in trees.flatten(rest).items()},
     }
     with ocp.StandardCheckpointer() as checkpointer:
@@ -171,6 +176,9 @@ def load_network(directory: str | pathlib.Path, template: Any) -> tuple[Any, Any
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             content = checkpointer.restore(directory)
+        for path, leaf in trees.flatten(template).items():
+            if tuple(content["shapes"].get(path, ())) != leaf.shape:
+                raise ValueError(f"{path!r} has another shape than {leaf.shape}.")
         mask = masks.unpack(content["mask"], template["params"])
         params = jax.tree.map(np.zeros_like, _materialized(template["params"]))
         keep = jax.tree.map(lambda p, k: np.broadcast_to(k, p.shape), params, mask)

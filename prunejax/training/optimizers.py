@@ -1,5 +1,7 @@
 """Optax optimisers by name, with the learning-rate schedules of the literature."""
 
+import inspect
+
 import optax
 
 from prunejax import names
@@ -24,6 +26,9 @@ def create(
     if not learning_rate > 0:
         raise ValueError(f"learning_rate is {learning_rate}; it must be positive.")
     make = names.lookup("optimizer", name, {"adam": optax.adam, "adamw": optax.adamw, "sgd": _sgd})
+    for option in options:
+        if option not in inspect.signature(make).parameters:
+            raise ValueError(f"optimizer {name!r} has no {option}; leave it out or take another.")
     schedules = {"cosine": optax.cosine_decay_schedule, "constant": lambda rate, steps: rate}
     return make(names.lookup("schedule", schedule, schedules)(learning_rate, steps), **options)
 

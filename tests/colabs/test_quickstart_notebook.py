@@ -26,9 +26,9 @@ def test_runs_and_shows_what_its_run_directory_holds(tmp_path, monkeypatch):
     pictures = [o for o in outputs if "image/png" in o.get("data", {})]
     assert len(pictures) == 4
     shown = [o["data"]["text/plain"] for o in outputs if "text/plain" in o.get("data", {})]
-    table = next(text for text in shown if "non-zero" in text)
+    table = next(text for text in shown if "KiB" in text)
     for route in ("dense", "one_shot", "gradual_natural", "gradual_adversarial", "blind"):
         summary = json.loads((tmp_path / route / "summary.json").read_text())
         line = next(line for line in table.splitlines() if f" {route} " in line)
-        assert f"{100 * summary['clean_accuracy']:.1f} %" in line
+        assert f" {100 * summary['clean_accuracy']:.1f} " in line
         assert f"{summary['nonzero_parameters']:,}" in line
