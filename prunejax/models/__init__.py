@@ -46,4 +46,4 @@ def create(name: str, num_classes: int, **options) -> nn.Module:
     return build(num_classes=num_classes, **hashable)
 
 
-__all__ = ["MODELS", "MLP", "LeNet5", "ResNet", "ResNet8", "ResNet18", "StridedCNN", "create"]
+__all__ = ["MLP", "MODELS", "LeNet5", "ResNet", "ResNet8", "ResNet18", "StridedCNN", "create"]

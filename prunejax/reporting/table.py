@@ -20,7 +20,7 @@ def comparison(summaries: Mapping[str, Mapping[str, Any]]) -> Table:
     by = "; ".join(f"{row['norm']} <= {row['budget']:g} by {row['attack']}" for row in attacks)
     table = Table(
         box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),  # it fits into 80 columns
+        padding=0,  # it fits into 80 columns
         pad_edge=False,
         caption=f"Accuracies in % of {first['examples']} examples; robust accuracy: {by}.",
     )
