@@ -21,6 +21,13 @@ flags.DEFINE_integer(
     lower_bound=1,
 )
 
+flags.DEFINE_bool(
+    "distributed",
+    False,
+    "This is one of several processes that train together, each started with the same command "
+    "(on a TPU pod or a cluster that jax.distributed recognises).",
+)
+
 
 def cache_directory() -> pathlib.Path:
     """Where compiled programs are kept between runs: the user's cache folder."""
@@ -56,6 +63,8 @@ def run(main: Callable[[], None]) -> None:
     def guarded(argv: list[str]) -> None:
         if len(argv) > 1:
             raise app.UsageError(f"Unknown arguments: {' '.join(argv[1:])}.")
+        if flags.FLAGS.distributed:
+            jax.distributed.initialize()
         configure(flags.FLAGS.cpu_devices)
         try:
             main()

@@ -53,7 +53,9 @@ def train(
     select = _selection(config)
     start = _start(config, network, train_set)
     training.check(start, phases)
-    run_directory.open_run(workdir, config)
+    is_first = jax.process_index() == 0
+    if is_first:
+        run_directory.open_run(workdir, config)
     if (workdir / "network").exists():
         return from_config.load_trained(config, workdir, train_set)[0]
 
@@ -73,7 +75,7 @@ def train(
             select=select,
             store=store,
             checkpoint_every=config.checkpoint_every,
-            log=metrics.write,
+            log=metrics.write if is_first else lambda row: None,
             progress=functools.partial(report, f"train {workdir.name}"),
             mesh=_mesh(config.batch_size),
         )

@@ -70,9 +70,15 @@ def optimizer(
       pruner: what to remove.
       schedule: when, and to which sparsity.
       key: for criteria that draw at random.
+
+    Raises:
+      ValueError: a schedule without steps, or one whose steps do not increase.
     """
+    changes = [step for step, _ in schedule]
+    if not changes or changes != sorted(set(changes)):
+        raise ValueError(f"schedule has the steps {changes}; one or more, increasing, are needed.")
     key = jax.random.key(0) if key is None else key
-    steps = jnp.array([step for step, _ in schedule], jnp.int32)
+    steps = jnp.array(changes, jnp.int32)
 
     def init(params):
         return MaskedState(jnp.zeros((), jnp.int32), pruner.initial(params), inner.init(params))

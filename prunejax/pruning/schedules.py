@@ -30,9 +30,12 @@ def cubic(
       initial: sparsity s_i at `begin`.
 
     Raises:
-      ValueError: a sparsity outside [0, 1), an end before the begin, a frequency below 1.
+      ValueError: a sparsity outside [0, 1) or below `initial`, an end before the begin, a
+        frequency below 1.
     """
     _checked(sparsity), _checked(initial)
+    if initial > sparsity:
+        raise ValueError(f"initial is {initial}; masks are nested, so at most {sparsity} is possible.")
     if not 0 <= begin <= end:
         raise ValueError(f"begin is {begin} and end is {end}; 0 <= begin <= end is needed.")
     if frequency < 1:

@@ -280,3 +280,9 @@ def test_a_mask_that_does_not_fit_is_refused_at_init():
     mask["first"]["kernel"] = jnp.ones((3, 3), bool)
     with pytest.raises(ValueError, match="first/kernel"):
         pruning.masked(optax.sgd(0.1), mask).init(params)
+
+
+@pytest.mark.parametrize("schedule", [[], [(3, 0.1), (2, 0.2)], [(3, 0.1), (3, 0.2)]])
+def test_schedules_out_of_order_are_refused(schedule):
+    with pytest.raises(ValueError, match="schedule has the steps"):
+        pruning.optimizer(optax.sgd(0.1), pruning.Pruner(), schedule)

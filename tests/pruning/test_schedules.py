@@ -74,3 +74,8 @@ def test_a_sparsity_that_is_no_share_is_named(sparsity):
 def test_impossible_steps_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         schedules.cubic(0.5, **options)
+
+
+def test_an_initial_sparsity_above_the_final_one_is_refused():
+    with pytest.raises(ValueError, match=r"initial is 0\.6; masks are nested, so at most 0\.5"):
+        schedules.cubic(0.5, end=10, initial=0.6)
