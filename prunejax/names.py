@@ -1,8 +1,9 @@
 """Look something up by name, with an error that helps."""
 
+import dataclasses
 import difflib
 from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -20,3 +21,17 @@ def lookup(kind: str, name: str, table: Mapping[str, T]) -> T:
     if name not in table:
         raise unknown(kind, name, table)
     return table[name]
+
+
+def build(kind: str, name: str, table: Mapping[str, type[T]], options: Mapping[str, Any]) -> T:
+    """The dataclass called `name` with these fields; lists become tuples, for it is hashed.
+
+    Raises:
+      ValueError: an unknown name or field, naming the nearest and listing the valid ones.
+    """
+    cls = lookup(kind, name, table)
+    valid = [field.name for field in dataclasses.fields(cls)]
+    for option in options:
+        if option not in valid:
+            raise unknown(f"option of {kind} {name!r}", option, valid)
+    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})

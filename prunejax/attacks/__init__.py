@@ -5,8 +5,6 @@ result = attacks.run(attack, classifier, images, labels, eps=0.1, key=jax.random
 robust_accuracy = 1 - result.success.mean()
 """
 
-import dataclasses
-
 from prunejax import names
 from prunejax.attacks.attack import Attack, AttackResult
 from prunejax.attacks.deepfool import DeepFool, DeepFoolState
@@ -30,12 +28,7 @@ def create(name: str, **options) -> Attack:
     Raises:
       ValueError: an unknown attack or hyperparameter, or a value out of range.
     """
-    attack = names.lookup("attack", name, ATTACKS)
-    valid = [field.name for field in dataclasses.fields(attack)]
-    for option in options:
-        if option not in valid:
-            raise names.unknown(f"option of attack {name!r}", option, valid)
-    return attack(**options)
+    return names.build("attack", name, ATTACKS, options)
 
 
 __all__ = [

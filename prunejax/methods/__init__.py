@@ -1,7 +1,5 @@
 """Adversarial pruning methods by name, each a short composition of training and pruning."""
 
-import dataclasses
-
 from prunejax import names
 from prunejax.methods.blind import Blind
 from prunejax.methods.dense import Dense
@@ -25,12 +23,7 @@ def create(name: str, **options) -> Method:
     Raises:
       ValueError: an unknown method or hyperparameter, or a value out of range.
     """
-    method = names.lookup("method", name, METHODS)
-    valid = [field.name for field in dataclasses.fields(method)]
-    for option in options:
-        if option not in valid:
-            raise names.unknown(f"option of method {name!r}", option, valid)
-    return method(**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
+    return names.build("method", name, METHODS, options)
 
 
 __all__ = [

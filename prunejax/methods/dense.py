@@ -3,7 +3,6 @@
 import dataclasses
 
 from prunejax.methods.method import Method
-from prunejax.training import objectives
 from prunejax.training.phase import Phase
 
 
@@ -19,11 +18,7 @@ class Dense(Method):
 
     def phases(self, steps_per_epoch: int) -> tuple[Phase, ...]:
         """One phase."""
-        objective = (
-            objectives.adversarial(self.adversary(), self.label_smoothing)
-            if self.adversarial
-            else objectives.natural(self.label_smoothing)
-        )
+        objective = self.cross_entropy(adversarial=self.adversarial)
         tx = self.tx(self.epochs * steps_per_epoch)
         return (
             Phase(name="train", epochs=self.epochs, objective=objective, optimizer=lambda _: tx),

@@ -1,13 +1,11 @@
 """What every method shares: how long, with which optimiser, against which budget."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
 
 import optax
 
 from prunejax import attacks, pruning
-from prunejax.training import adversaries, optimizers
+from prunejax.training import adversaries, objectives, optimizers
 from prunejax.training.phase import Phase
 
 
@@ -60,6 +58,12 @@ class Method:
             relative_step=self.relative_step,
         )
         return adversaries.prescribed(attack, self.eps)
+
+    def cross_entropy(self, *, adversarial: bool) -> objectives.Objective:
+        """Of the images that `adversary` makes, or of the clean ones."""
+        if adversarial:
+            return objectives.adversarial(self.adversary(), self.label_smoothing)
+        return objectives.natural(self.label_smoothing)
 
     def tx(self, steps: int) -> optax.GradientTransformation:
         """The optimiser for a phase of `steps` steps."""
@@ -128,7 +132,7 @@ class GradualMethod(PruningMethod):
         if self.mask_frequency < 1:
             raise ValueError(f"mask_frequency is {self.mask_frequency}; at least 1 is needed.")
 
-    def objective(self) -> Callable[..., Any]:
+    def objective(self) -> objectives.Objective:
         """What is minimised."""
         raise NotImplementedError  # pragma: no cover
 

@@ -4,7 +4,6 @@ import dataclasses
 
 from prunejax import masks, pruning
 from prunejax.methods.method import PruningMethod
-from prunejax.training import objectives
 from prunejax.training.phase import Phase
 
 
@@ -21,11 +20,7 @@ class OneShot(PruningMethod):
 
     def phases(self, steps_per_epoch: int) -> tuple[Phase, ...]:
         """One phase, which prunes at its beginning."""
-        objective = (
-            objectives.adversarial(self.adversary(), self.label_smoothing)
-            if self.adversarial
-            else objectives.natural(self.label_smoothing)
-        )
+        objective = self.cross_entropy(adversarial=self.adversarial)
         tx = self.tx(self.epochs * steps_per_epoch)
 
         def begin(params, mask, key):

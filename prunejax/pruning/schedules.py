@@ -35,7 +35,9 @@ def cubic(
     """
     _checked(sparsity), _checked(initial)
     if initial > sparsity:
-        raise ValueError(f"initial is {initial}; masks are nested, so at most {sparsity} is possible.")
+        raise ValueError(
+            f"initial is {initial}; masks are nested, so at most {sparsity} is possible."
+        )
     if not 0 <= begin <= end:
         raise ValueError(f"begin is {begin} and end is {end}; 0 <= begin <= end is needed.")
     if frequency < 1:

@@ -1,0 +1,60 @@
+"""The README's Python examples do what it says."""
+
+import pathlib
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from prunejax import masks, pruning
+
+README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def names():
+    """What the examples take as given, and what they define."""
+
+    class Linear(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(2)(x.reshape(len(x), -1))
+
+    kernel = np.zeros((4, 2), np.float32)
+    kernel[:, 1] = 1.0
+    names = {
+        "module": Linear(),
+        "variables": {"params": {"Dense_0": {"kernel": kernel, "bias": np.array([0.0, -0.2])}}},
+        # Normalised to (x - 0.5) / 0.25; class 1 where the four entries sum to more than 0.2.
+        "images": np.array([[[[0.5]] * 2] * 2, [[[0.525]] * 2] * 2], np.float32),
+        "labels": np.array([0, 1]),
+        "optax": optax,
+    }
+    for example in re.findall(r"```python\n(.*?)```", README, re.S):
+        exec(example, names)
+    return names
+
+
+def test_attack_example(names):
+    # Both are 0.0125 a pixel from the boundary, less than 8 / 255.
+    assert names["result"].success.all()
+    assert (names["result"].distance >= 0.0125 - 1e-6).all()
+
+
+def test_pruning_example(names):
+    params = {"w": jnp.arange(1.0, 11.0).reshape(2, 5)}
+    optimizer = names["optimizer"]
+    state = optimizer.init(params)
+
+    def step(carry, _):
+        params, state = carry
+        updates, state = optimizer.update(jax.tree.map(jnp.zeros_like, params), state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    (params, state), _ = jax.lax.scan(step, (params, state), None, length=3_001)
+    np.testing.assert_array_equal(params["w"], [[0, 0, 0, 0, 0], [0, 0, 0, 0, 10]])
+    assert masks.density(params, pruning.mask_of(state)) == pytest.approx(0.1)
