@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jax.extend import core
 
@@ -88,18 +89,75 @@ def _rewrite(param: Any) -> Any:
 
 def _convolution(lhs, rhs, *, dimension_numbers, **params):
     lhs_spec, rhs_spec, out_spec = dimension_numbers
-    batch, *space, features = range(lhs.ndim)
-    canonical_numbers = lax.ConvDimensionNumbers(
-        lhs_spec=(batch, features, *space),
-        rhs_spec=(lhs.ndim - 1, lhs.ndim - 2, *range(lhs.ndim - 2)),
-        out_spec=(batch, features, *space),
-    )
-    out = lax.conv_general_dilated_p.bind(
+    out = _canonical_convolution(
         lax.transpose(lhs, (lhs_spec[0], *lhs_spec[2:], lhs_spec[1])),
         lax.transpose(rhs, (*rhs_spec[2:], rhs_spec[1], rhs_spec[0])),
-        dimension_numbers=canonical_numbers,
         **params,
     )
     # Axis i of `out` belongs at position `order[i]` of what the caller asked for.
     order = (out_spec[0], *out_spec[2:], out_spec[1])
     return lax.transpose(out, tuple(order.index(axis) for axis in range(out.ndim)))
+
+
+def _canonical_convolution(lhs, rhs, **params):
+    if _is_undone_stride(lhs, **params):
+        return _undone_stride(lhs, rhs, **params)
+    batch, *space, features = range(lhs.ndim)
+    numbers = lax.ConvDimensionNumbers(
+        lhs_spec=(batch, features, *space),
+        rhs_spec=(lhs.ndim - 1, lhs.ndim - 2, *range(lhs.ndim - 2)),
+        out_spec=(batch, features, *space),
+    )
+    return lax.conv_general_dilated_p.bind(lhs, rhs, dimension_numbers=numbers, **params)
+
+
+def _is_undone_stride(
+    lhs,
+    *,
+    lhs_dilation,
+    rhs_dilation,
+    window_strides,
+    feature_group_count,
+    batch_group_count,
+    **_,
+):
+    """The gradient of a planar convolution of stride s > 1 with respect to its input."""
+    once = {*rhs_dilation, *window_strides, feature_group_count, batch_group_count} == {1}
+    return lhs.ndim == 4 and once and len({*lhs_dilation}) == 1 and lhs_dilation[0] > 1
+
+
+def _undone_stride(lhs, rhs, *, lhs_dilation, padding, **params):
+    """A convolution of an image with s - 1 zeros between its pixels, without the zeros.
+
+    Outputs whose positions are congruent modulo s see the same part of the kernel. So each of the
+    s x s parts is a kernel of its own, side by side as output features of one convolution of the
+    undilated image; the features are then laid out in space. XLA would multiply the zeros.
+    """
+    s = lhs_dilation[0]
+    height, width, inputs, features = rhs.shape
+    kernel_sizes, sizes = rhs.shape[:2], lhs.shape[1:3]
+    taps = [-(-k // s) for k in kernel_sizes]
+    outputs = [
+        (n - 1) * s + 1 + sum(pad) - k + 1
+        for n, k, pad in zip(sizes, kernel_sizes, padding, strict=True)
+    ]
+    # Starting `skip` earlier lets all parts begin at the same pixel.
+    skips = [(s - 1 - low) % s for low, _ in padding]
+    blocks = [-(-(out + skip) // s) for out, skip in zip(outputs, skips, strict=True)]
+    lows = [(low + skip) // s for (low, _), skip in zip(padding, skips, strict=True)]
+    pads = [
+        (low, block + tap - 1 - n - low)
+        for low, block, tap, n in zip(lows, blocks, taps, sizes, strict=True)
+    ]
+    rhs = lax.pad(
+        rhs,
+        jnp.zeros((), rhs.dtype),
+        ((0, taps[0] * s - height, 0), (0, taps[1] * s - width, 0), (0, 0, 0), (0, 0, 0)),
+    )
+    parts = rhs.reshape(taps[0], s, taps[1], s, inputs, features)[:, ::-1, :, ::-1]
+    parts = parts.transpose(0, 2, 4, 1, 3, 5).reshape(*taps, inputs, s * s * features)
+    out = _canonical_convolution(lhs, parts, lhs_dilation=(1, 1), padding=tuple(pads), **params)
+    out = out.reshape(len(lhs), *blocks, s, s, features).transpose(0, 1, 3, 2, 4, 5)
+    out = out.reshape(len(lhs), blocks[0] * s, blocks[1] * s, features)
+    ends = [skip + n for skip, n in zip(skips, outputs, strict=True)]
+    return out[:, skips[0] : ends[0], skips[1] : ends[1]]
