@@ -4,6 +4,8 @@ JAX writes the gradient of a convolution as another convolution with permuted ax
 kernel. XLA's CPU compiler brings that to the layout its fast code wants, but not inside a `while`
 body, where it then runs 3 to 40 times slower. `canonical` rewrites a function so that each of its
 convolutions has the layout NHWC x HWIO -> NHWC from the start; the mathematics is unchanged.
+The gradient of a strided convolution, in which XLA would also multiply inserted zeros, becomes a
+convolution without them.
 """
 
 import functools

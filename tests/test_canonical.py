@@ -266,3 +266,28 @@ def test_an_attack_inside_a_training_step_has_only_canonical_convolutions():
     rewritten = layouts(canonical(training_step), (A, B), IMAGES)
     assert len(rewritten) == len(plain) >= 6
     assert all(map(is_canonical, rewritten))
+
+
+@pytest.mark.parametrize("stride", [2, 3])
+@pytest.mark.parametrize("kernel", [(1, 1), (2, 3), (3, 3), (4, 4), (5, 2)])
+@pytest.mark.parametrize("padding", [((0, 0), (0, 0)), ((1, 1), (1, 1)), ((0, 1), (2, 0))])
+def test_gradient_of_a_strided_convolution(kernel, stride, padding):
+    x = jax.random.normal(jax.random.key(0), (2, 7, 9, 3))
+    w = jax.random.normal(jax.random.key(1), (*kernel, 3, 4))
+
+    def gradient(x, w):
+        def convolve(x):
+            return jax.lax.conv_general_dilated(
+                x, w, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+            )
+
+        out, vjp = jax.vjp(convolve, x)
+        return vjp(jnp.sin(out))[0]
+
+    expected, found = gradient(x, w), jax.jit(canonical(gradient))(x, w)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    # No convolution is left that would multiply inserted zeros.
+    assert "lhs_dilation=(1, 1)" in str(jax.make_jaxpr(canonical(gradient))(x, w))
+    assert f"lhs_dilation=({stride}, {stride})" not in str(
+        jax.make_jaxpr(canonical(gradient))(x, w)
+    )
