@@ -13,7 +13,7 @@ Images are random, and so are the networks: speed does not depend on them. Two k
 
 Each is done by
 
-    loop      the compiled chunk of steps of `attacks.run`, the compiled epoch of `training.train`
+    loop      the compiled loop of `attacks.run`, the compiled epoch of `training.train`
     step      one compiled step after another, called from Python
     run       (pgd) `attacks.run` itself, with its checks before and after the steps
     torch, foolbox, torchattacks
@@ -52,8 +52,7 @@ from prunejax.masks import dense
 from prunejax.training import batches, loop, objectives
 from prunejax.training.phase import Phase
 
-# As many as `attacks.run` makes before it looks which examples are finished.
-ATTACK_STEPS = runner.CHUNK_STEPS
+ATTACK_STEPS = 20
 ATTACK = attacks.PGD(norm="linf", steps=ATTACK_STEPS, loss="cross_entropy")
 # So small that no prediction changes.
 EPS = 1e-5
@@ -396,14 +395,11 @@ def _ratios(measured: Mapping[str, timing.Measurement]) -> dict[str, float]:
         for name in more:
             result[f"{name} / 1"] = best[name] / best[one]
     if peers:
-        # What a user calls: `attacks.run` for an attack, the compiled epoch for training.
-        called = (
-            max(best[n] for n in ours if n.startswith("run"))
-            if "torchattacks" in peers
-            else (max(best[n] for n in ours if n.startswith("loop")))
-        )
         fastest = max(peers, key=peers.__getitem__)
-        result[f"prunejax / {fastest}, the fastest peer"] = called / peers[fastest]
+        for what in ("loop", "run"):
+            rates = [best[name] for name in ours if name.startswith(what)]
+            if rates:
+                result[f"{what} / {fastest}, the fastest peer"] = max(rates) / peers[fastest]
     return result
 
 
