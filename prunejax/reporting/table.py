@@ -30,7 +30,7 @@ def comparison(summaries: Mapping[str, Mapping[str, Any]]) -> Table:
         *(f"\n{row['norm']}<={row['budget']:g}" for row in attacks),
         "density\nnominal",
         "density\nreal",
-        "non-zero\nweights",
+        "nonzero\nparams",
         "disk\nKiB",
     ):
         table.add_column(header, justify="right", no_wrap=True)
