@@ -73,19 +73,19 @@ class Attack:
         eps: jax.Array,
     ) -> State:
         """The state before the first step; `eps` is the budget, `inf` for minimum-norm attacks."""
-        raise NotImplementedError  # pragma: no cover
+        raise NotImplementedError
 
     def step(self, classifier: Classifier, state: State) -> State:
         """The state after one more iteration."""
-        raise NotImplementedError  # pragma: no cover
+        raise NotImplementedError
 
     def finished(self, state: State) -> jax.Array:
         """Whether further steps cannot change the result."""
-        raise NotImplementedError  # pragma: no cover
+        raise NotImplementedError
 
     def result(self, classifier: Classifier, state: State) -> AttackResult:
         """What was found; the last iterate, which no step has looked at, is looked at here."""
-        raise NotImplementedError  # pragma: no cover
+        raise NotImplementedError
 
     def is_adversarial(self, logits: jax.Array, label: jax.Array) -> jax.Array:
         """Whether the prediction is what the attacker wants, for logits `[..., C]`."""

@@ -47,7 +47,7 @@ class Method:
 
     def phases(self, steps_per_epoch: int) -> tuple[Phase, ...]:
         """The method as phases of training."""
-        raise NotImplementedError  # pragma: no cover
+        raise NotImplementedError
 
     def adversary(self) -> adversaries.Adversary:
         """PGD on the cross-entropy with the prescribed budget."""
@@ -134,7 +134,7 @@ class GradualMethod(PruningMethod):
 
     def objective(self) -> objectives.Objective:
         """What is minimised."""
-        raise NotImplementedError  # pragma: no cover
+        raise NotImplementedError
 
     def phases(self, steps_per_epoch: int) -> tuple[Phase, ...]:
         """One phase; networks count as pruned once the schedule has ended."""
