@@ -17,6 +17,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend import core
 
+# A convolution of stride 2 with a kernel of at most 64 entries and 16 features was 1.2 to 3 times
+# as fast with its stride unfolded (9 shapes, CPU); larger kernels or strides up to 5 times slower.
+_SMALL_VOLUME, _SMALL_FEATURES = 64, 16
+
 
 def canonical(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function` with all its convolutions, also those of gradients, in canonical layout.
@@ -104,6 +108,8 @@ def _convolution(lhs, rhs, *, dimension_numbers, **params):
 def _canonical_convolution(lhs, rhs, **params):
     if _is_undone_stride(lhs, **params):
         return _undone_stride(lhs, rhs, **params)
+    if _is_small_stride(lhs, rhs, **params):
+        return _space_to_depth(lhs, rhs, **params)
     batch, *space, features = range(lhs.ndim)
     numbers = lax.ConvDimensionNumbers(
         lhs_spec=(batch, features, *space),
@@ -136,8 +142,8 @@ def _undone_stride(lhs, rhs, *, lhs_dilation, padding, **params):
     undilated image; the features are then laid out in space. XLA would multiply the zeros.
     """
     s = lhs_dilation[0]
-    height, width, inputs, features = rhs.shape
-    kernel_sizes, sizes = rhs.shape[:2], lhs.shape[1:3]
+    *kernel_sizes, inputs, features = rhs.shape
+    sizes = lhs.shape[1:3]
     taps = [-(-k // s) for k in kernel_sizes]
     outputs = [
         (n - 1) * s + 1 + sum(pad) - k + 1
@@ -151,11 +157,7 @@ def _undone_stride(lhs, rhs, *, lhs_dilation, padding, **params):
         (low, block + tap - 1 - n - low)
         for low, block, tap, n in zip(lows, blocks, taps, sizes, strict=True)
     ]
-    rhs = lax.pad(
-        rhs,
-        jnp.zeros((), rhs.dtype),
-        ((0, taps[0] * s - height, 0), (0, taps[1] * s - width, 0), (0, 0, 0), (0, 0, 0)),
-    )
+    rhs = _filled(rhs, [tap * s for tap in taps])
     parts = rhs.reshape(taps[0], s, taps[1], s, inputs, features)[:, ::-1, :, ::-1]
     parts = parts.transpose(0, 2, 4, 1, 3, 5).reshape(*taps, inputs, s * s * features)
     out = _canonical_convolution(lhs, parts, lhs_dilation=(1, 1), padding=tuple(pads), **params)
@@ -163,3 +165,55 @@ def _undone_stride(lhs, rhs, *, lhs_dilation, padding, **params):
     out = out.reshape(len(lhs), blocks[0] * s, blocks[1] * s, features)
     ends = [skip + n for skip, n in zip(skips, outputs, strict=True)]
     return out[:, skips[0] : ends[0], skips[1] : ends[1]]
+
+
+def _is_small_stride(
+    lhs,
+    rhs,
+    *,
+    window_strides,
+    lhs_dilation,
+    rhs_dilation,
+    feature_group_count,
+    batch_group_count,
+    **_,
+):
+    """The first layer of a small network that begins with a planar convolution of stride 2."""
+    once = {*lhs_dilation, *rhs_dilation, feature_group_count, batch_group_count} == {1}
+    if lhs.ndim != 4 or not once or window_strides != (2, 2):
+        return False
+    height, width, inputs, features = rhs.shape
+    volume = (height + height % 2) * (width + width % 2) * inputs
+    return volume <= _SMALL_VOLUME and features <= _SMALL_FEATURES
+
+
+def _space_to_depth(lhs, rhs, *, window_strides, padding, **params):
+    """A strided convolution as one of stride 1, of an image whose s x s blocks became channels."""
+    s = window_strides[0]
+    taps = [-(-k // s) for k in rhs.shape[:2]]
+    outputs = [
+        (n + sum(pad) - k) // s + 1
+        for n, pad, k in zip(lhs.shape[1:3], padding, rhs.shape[:2], strict=True)
+    ]
+    blocks = [out + tap - 1 for out, tap in zip(outputs, taps, strict=True)]
+    ends = [
+        (low, block * s - n - low, 0)
+        for (low, _), block, n in zip(padding, blocks, lhs.shape[1:3], strict=True)
+    ]
+    lhs = lax.pad(lhs, jnp.zeros((), lhs.dtype), ((0, 0, 0), *ends, (0, 0, 0)))
+    rhs = _filled(rhs, [tap * s for tap in taps])
+    lhs = lhs.reshape(len(lhs), blocks[0], s, blocks[1], s, -1).transpose(0, 1, 3, 2, 4, 5)
+    rhs = rhs.reshape(taps[0], s, taps[1], s, *rhs.shape[2:]).transpose(0, 2, 1, 3, 4, 5)
+    return _canonical_convolution(
+        lhs.reshape(*lhs.shape[:3], -1),
+        rhs.reshape(*taps, -1, rhs.shape[-1]),
+        window_strides=(1, 1),
+        padding=((0, 0), (0, 0)),
+        **params,
+    )
+
+
+def _filled(rhs, sizes):
+    """The kernel with zeros behind it."""
+    ends = [(0, size - k, 0) for size, k in zip(sizes, rhs.shape[:2], strict=True)]
+    return lax.pad(rhs, jnp.zeros((), rhs.dtype), (*ends, (0, 0, 0), (0, 0, 0)))

@@ -176,7 +176,7 @@ def _programs(attack: Attack, mesh: Mesh) -> _Programs:
     def fill(classifier, examples, key, state, fresh):
         started = canonical(_start(attack))(classifier, examples, key)
         images, labels, *_ = examples
-        clean = attack.is_adversarial(classifier(images), labels)
+        clean = attack.is_adversarial(canonical(_predict)(classifier, images), labels)
         return jax.tree.map(functools.partial(_select, fresh), started, state), clean
 
     def advance(classifier, state, steps):
@@ -188,7 +188,7 @@ def _programs(attack: Attack, mesh: Mesh) -> _Programs:
         found = canonical(jax.vmap(attack.result, in_axes=(None, 0)))(classifier, state)
         adversarial = jnp.clip(found.images, 0, 1)
         distance = jax.vmap(norms.get(attack.norm).distance)(adversarial - images)
-        confirmed = attack.is_adversarial(classifier(adversarial), labels)
+        confirmed = attack.is_adversarial(canonical(_predict)(classifier, adversarial), labels)
         success = found.success & confirmed & (distance <= eps * (1 + ROUNDING) + ROUNDING)
         return AttackResult(
             _select(success, adversarial, images), success, jnp.where(success, distance, jnp.inf)
@@ -199,6 +199,10 @@ def _programs(attack: Attack, mesh: Mesh) -> _Programs:
         advance=sharded(advance, (one, lane, one), lane, donate_argnums=1),
         settle=sharded(settle, (one, lane, lane, lane, lane), lane),
     )
+
+
+def _predict(classifier: Classifier, images: jax.Array) -> jax.Array:
+    return classifier(images)
 
 
 def _select(which: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
