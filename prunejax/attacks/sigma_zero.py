@@ -48,6 +48,8 @@ class SigmaZero(Attack):
       sigma: smoothness of the stand-in.
       tau: threshold at the start.
       tau_step: t, its relative change a step.
+      random_start: begin at a uniformly random image, so that restarts differ, instead of at the
+        clean one as the paper does.
     """
 
     norm: str = "l0"
@@ -56,6 +58,7 @@ class SigmaZero(Attack):
     sigma: float = 1e-3
     tau: float = 0.3
     tau_step: float = 0.01
+    random_start: bool = False
 
     minimum_norm: ClassVar[bool] = True
 
@@ -70,8 +73,10 @@ class SigmaZero(Attack):
             raise ValueError(f"tau is {self.tau}; it must lie in [0, 1].")
 
     def init(self, classifier, image, label, key, eps) -> SigmaZeroState:
-        del classifier, key, eps
+        del classifier, eps
         delta = jnp.zeros_like(image)
+        if self.random_start:
+            delta = jax.random.uniform(key, image.shape) - image
         return SigmaZeroState(
             image=image,
             label=label,

@@ -210,12 +210,12 @@ def test_deepfool_is_as_near_in_small_batches(batch_size, linear_classifier):
 
 @pytest.mark.parametrize(
     ("shape", "classes", "targeted"),
-    [((20,), 2, False), ((7, 5, 1), 3, True), ((32, 24, 3), 10, False)],
+    [((20,), 2, False), ((7, 5, 1), 2, True), ((32, 24, 3), 10, False)],
 )
 def test_sigma_zero_finds_the_fewest_features(shape, classes, targeted, linear_classifier):
-    attack = attacks.SigmaZero(targeted=targeted)
+    attack = attacks.SigmaZero(steps=300, random_start=True, restarts=15, targeted=targeted)
     found, fewest = [], []
-    for seed in range(4):
+    for seed in range(2):
         problem = random_linear(seed, shape, classes)
         targets, distances = nearest_class(problem, "l0")
         labels = targets if targeted else problem.labels
@@ -226,6 +226,12 @@ def test_sigma_zero_finds_the_fewest_features(shape, classes, targeted, linear_c
         fewest.append(distances)
     found, fewest = np.concatenate(found), np.concatenate(fewest)
     assert np.all(found >= fewest)
-    # Counts are whole and small: where the fewest are less than 4, 1.25 times would allow no more.
-    assert np.all(found <= np.maximum(1.25 * fewest, fewest + 1))
-    assert found.sum() <= 1.1 * fewest.sum()
+    assert np.all(found <= 1.25 * fewest)
+
+
+def test_sigma_zero_from_the_clean_image_is_at_most_one_feature_off(linear_classifier):
+    problem = random_linear(0, (20,), classes=3)
+    attack, classifier = attacks.SigmaZero(), linear_classifier(problem)
+    result = attacks.run(attack, classifier, problem.images, problem.labels, key=KEY)
+    fewest = minimum_distances(problem, "l0")
+    assert np.all((result.distance >= fewest) & (result.distance <= fewest + 1))
