@@ -11,22 +11,22 @@ import jax
 import jax.numpy as jnp
 
 from prunejax import names, norms
+from prunejax.attacks.goal import Goal, without
 from prunejax.classifier import Classifier
 
 State = Any
 
 
-class AttackResult(NamedTuple):
-    """What an attack found, for one example or with a leading batch axis.
+class Found(NamedTuple):
+    """What an attack found for one example, or for a batch with a leading axis.
 
     Attributes:
-      images: the adversarial image in [0, 1]; the clean one where nothing was found.
-      success: whether it is adversarial, and within the budget where there is one.
-      distance: from the clean image, in the attack's norm; 0 where the clean image already is
-        adversarial, `inf` where nothing was found.
+      image: the adversarial image in [0, 1]; the clean one where nothing was found.
+      success: whether it is what the attacker wants.
+      distance: from the clean image, in the attack's norm; `inf` where nothing was found.
     """
 
-    images: jax.Array
+    image: jax.Array
     success: jax.Array
     distance: jax.Array
 
@@ -37,25 +37,39 @@ class Differentiable(Protocol):
     def __call__(self, images: jax.Array) -> jax.Array: ...
 
 
+class Passes(NamedTuple):
+    """How often one example goes through the network."""
+
+    forwards: int
+    backwards: int
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Attack:
     """Hyperparameters that all attacks share. Frozen and hashable: equal attacks share programs.
 
     Attributes:
       norm: in which the perturbation is measured, a key of `norms.NORMS`.
-      steps: iterations, one gradient each.
+      steps: iterations.
       restarts: independent tries for an example, each with its own key; a fixed-budget attack
         stops at the first that succeeds, a minimum-norm attack keeps the nearest.
       targeted: labels are the classes to reach, not the ones to leave.
+      targets: head for that many of the other classes, the likeliest first, each in tries of its
+        own; leaving the label is a success all the same. 0: head for none in particular.
     """
 
     norm: str
     steps: int
     restarts: int = 1
     targeted: bool = False
+    targets: int = 0
 
     # A minimum-norm attack looks for the nearest adversarial example; the others need a budget.
     minimum_norm: ClassVar[bool] = False
+    # What `init`, a `step` and `result` cost.
+    init_passes: ClassVar[Passes] = Passes(0, 0)
+    step_passes: ClassVar[Passes] = Passes(1, 1)
+    result_passes: ClassVar[Passes] = Passes(1, 0)
 
     def __post_init__(self):
         names.lookup("norm", self.norm, norms.NORMS)
@@ -63,12 +77,33 @@ class Attack:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} is {value!r}; an integer of at least 1 is needed.")
+        if not isinstance(self.targets, int) or self.targets < 0:
+            raise ValueError(f"targets is {self.targets!r}; an integer of at least 0 is needed.")
+        if self.targeted and self.targets:
+            raise ValueError(
+                f"targets is {self.targets} in a targeted attack; there the labels are the "
+                "targets, use one or the other."
+            )
+
+    def attempts(self, classes: int) -> int:
+        """Tries for an example of a network with that many classes: restarts times targets."""
+        return self.restarts * max(1, min(self.targets, classes - 1))
+
+    def goal(self, clean: jax.Array, label: jax.Array, attempt: jax.Array) -> Goal:
+        """What is wanted of an example with these clean logits `[C]` in one of its attempts."""
+        if self.targeted:
+            return Goal(None, label, clean)
+        if not self.targets:
+            return Goal(label, None, clean)
+        number = min(self.targets, clean.size - 1)
+        likeliest = jax.lax.top_k(without(clean, label), number)[1]
+        return Goal(label, likeliest[attempt % number], clean)
 
     def init(
         self,
         classifier: Classifier,
         image: jax.Array,
-        label: jax.Array,
+        goal: Goal,
         key: jax.Array,
         eps: jax.Array,
     ) -> State:
@@ -83,26 +118,19 @@ class Attack:
         """Whether further steps cannot change the result."""
         raise NotImplementedError
 
-    def result(self, classifier: Classifier, state: State) -> AttackResult:
+    def result(self, classifier: Classifier, state: State) -> Found:
         """What was found; the last iterate, which no step has looked at, is looked at here."""
         raise NotImplementedError
 
-    def is_adversarial(self, logits: jax.Array, label: jax.Array) -> jax.Array:
-        """Whether the prediction is what the attacker wants, for logits `[..., C]`."""
-        reached = jnp.argmax(logits, axis=-1) == label
-        return reached if self.targeted else ~reached
-
-    def nothing_found(self, image: jax.Array) -> AttackResult:
+    def nothing_found(self, image: jax.Array) -> Found:
         """The result to start from: the clean image at infinite distance."""
-        return AttackResult(image, jnp.array(False), jnp.array(jnp.inf))
+        return Found(image, jnp.array(False), jnp.array(jnp.inf))
 
-    def nearest(
-        self, best: AttackResult, image: jax.Array, x: jax.Array, adversarial: jax.Array
-    ) -> AttackResult:
+    def nearest(self, best: Found, image: jax.Array, x: jax.Array, adversarial: jax.Array) -> Found:
         """`best`, or `x` where that is adversarial and nearer to `image`."""
         distance = norms.get(self.norm).distance(x - image)
         better = adversarial & (distance < best.distance)
-        candidate = AttackResult(x, adversarial, distance)
+        candidate = Found(x, adversarial, distance)
         return jax.tree.map(lambda new, old: jnp.where(better, new, old), candidate, best)
 
 

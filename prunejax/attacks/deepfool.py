@@ -6,14 +6,15 @@ from typing import ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from prunejax.attacks.attack import Attack, AttackResult, logits_of
+from prunejax.attacks.attack import Attack, Found, logits_of
+from prunejax.attacks.goal import Goal, without
 
 
 class DeepFoolState(NamedTuple):
     """State of DeepFool.
 
     Attributes:
-      image, label: clean image and its label (or target).
+      image, goal: clean image and what is wanted.
       rivals: `[K]` the classes whose boundary is considered.
       r: sum of the steps so far.
       x: clip(image + (1 + overshoot) r).
@@ -21,11 +22,11 @@ class DeepFoolState(NamedTuple):
     """
 
     image: jax.Array
-    label: jax.Array
+    goal: Goal
     rivals: jax.Array
     r: jax.Array
     x: jax.Array
-    found: AttackResult
+    found: Found
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,25 +62,19 @@ class DeepFool(Attack):
         if self.overshoot < 0:
             raise ValueError(f"overshoot is {self.overshoot}; it must be at least 0.")
 
-    def init(self, classifier, image, label, key, eps) -> DeepFoolState:
+    def init(self, classifier, image, goal, key, eps) -> DeepFoolState:
         del key, eps
-        logits = logits_of(classifier, image)
-        if self.targeted:
-            rivals = jnp.argmax(logits)[None]
+        if goal.target is None:
+            others = without(logits_of(classifier, image), goal.label)
+            rivals = jax.lax.top_k(others, min(self.candidates, others.size - 1))[1]
         else:
-            others = jnp.where(jnp.arange(logits.size) == label, -jnp.inf, logits)
-            rivals = jax.lax.top_k(others, min(self.candidates, logits.size - 1))[1]
+            rivals = goal.target[None]
         found = self.nothing_found(image)
-        return DeepFoolState(image, label, rivals, jnp.zeros_like(image), image, found)
+        return DeepFoolState(image, goal, rivals, jnp.zeros_like(image), image, found)
 
     def step(self, classifier, state: DeepFoolState) -> DeepFoolState:
         logits, vjp = jax.vjp(lambda x: logits_of(classifier, x), state.x)
-        # Untargeted: leave `label` for a rival. Targeted: leave the predicted class for `label`.
-        if self.targeted:
-            others = jnp.where(jnp.arange(logits.size) == state.label, -jnp.inf, logits)
-            leave, reach = jnp.argmax(others)[None], state.label[None]
-        else:
-            leave, reach = jnp.broadcast_to(state.label, state.rivals.shape), state.rivals
+        reach, leave = state.rivals, state.goal.source(logits)
         classes = logits.size
         cotangents = jax.nn.one_hot(reach, classes) - jax.nn.one_hot(leave, classes)
         (w,) = jax.vmap(vjp)(cotangents)
@@ -91,7 +86,7 @@ class DeepFool(Attack):
         # A touch more than onto the boundary, so that a step is never lost to rounding.
         r = state.r + (jnp.abs(f[k]) / (squared[k] + 1e-30) + 1e-4) * w[k]
 
-        adversarial = self.is_adversarial(logits, state.label)
+        adversarial = state.goal.reached(logits)
         found = self.nearest(state.found, state.image, state.x, adversarial)
         x = jnp.clip(state.image + (1 + self.overshoot) * r, 0, 1)
         moved = state._replace(r=r, x=x, found=found)
@@ -101,6 +96,6 @@ class DeepFool(Attack):
     def finished(self, state: DeepFoolState) -> jax.Array:
         return state.found.success
 
-    def result(self, classifier, state: DeepFoolState) -> AttackResult:
-        adversarial = self.is_adversarial(logits_of(classifier, state.x), state.label)
+    def result(self, classifier, state: DeepFoolState) -> Found:
+        adversarial = state.goal.reached(logits_of(classifier, state.x))
         return self.nearest(state.found, state.image, state.x, adversarial)

@@ -8,14 +8,15 @@ import jax.numpy as jnp
 
 from prunejax import names, norms
 from prunejax.attacks import losses
-from prunejax.attacks.attack import Attack, AttackResult, logits_of
+from prunejax.attacks.attack import Attack, Found, logits_of
+from prunejax.attacks.goal import Goal
 
 
 class FGSMState(NamedTuple):
-    """Clean image, label, budget, and the perturbed image x."""
+    """Clean image, goal, budget, and the perturbed image x."""
 
     image: jax.Array
-    label: jax.Array
+    goal: Goal
     eps: jax.Array
     x: jax.Array
 
@@ -42,14 +43,13 @@ class FGSM(Attack):
         if self.steps != 1:
             raise ValueError(f"steps is {self.steps}; FGSM makes 1 step, use PGD for more.")
 
-    def init(self, classifier, image, label, key, eps) -> FGSMState:
+    def init(self, classifier, image, goal, key, eps) -> FGSMState:
         del classifier, key
-        return FGSMState(image, label, eps, image)
+        return FGSMState(image, goal, eps, image)
 
     def step(self, classifier, state: FGSMState) -> FGSMState:
         def objective(x):
-            loss = losses.LOSSES[self.loss](logits_of(classifier, x), state.label)
-            return -loss if self.targeted else loss
+            return losses.LOSSES[self.loss](logits_of(classifier, x), state.goal)
 
         grad = jax.grad(objective)(state.image)
         delta = norms.get(self.norm).maximizer(grad, state.image, state.eps)
@@ -58,6 +58,6 @@ class FGSM(Attack):
     def finished(self, state: FGSMState) -> jax.Array:
         return jnp.array(False)
 
-    def result(self, classifier, state: FGSMState) -> AttackResult:
-        adversarial = self.is_adversarial(logits_of(classifier, state.x), state.label)
+    def result(self, classifier, state: FGSMState) -> Found:
+        adversarial = state.goal.reached(logits_of(classifier, state.x))
         return self.nearest(self.nothing_found(state.image), state.image, state.x, adversarial)

@@ -8,23 +8,24 @@ import jax.numpy as jnp
 
 from prunejax import names, norms
 from prunejax.attacks import losses
-from prunejax.attacks.attack import Attack, AttackResult, logits_of
+from prunejax.attacks.attack import Attack, Found, logits_of
+from prunejax.attacks.goal import Goal
 
 
 class PGDState(NamedTuple):
     """State of PGD.
 
     Attributes:
-      image, label, eps: clean image, its label (or target) and budget.
+      image, goal, eps: clean image, what is wanted, and the budget.
       x: the current iterate.
       found: the first iterate that was adversarial.
     """
 
     image: jax.Array
-    label: jax.Array
+    goal: Goal
     eps: jax.Array
     x: jax.Array
-    found: AttackResult
+    found: Found
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,17 +58,16 @@ class PGD(Attack):
         if self.relative_step is not None and not self.relative_step > 0:
             raise ValueError(f"relative_step is {self.relative_step}; it must be positive.")
 
-    def init(self, classifier, image, label, key, eps) -> PGDState:
+    def init(self, classifier, image, goal, key, eps) -> PGDState:
         del classifier
         start = norms.get(self.norm).random_start(key, image, eps) if self.random_start else 0.0
         x = jnp.clip(image + start, 0, 1)
-        return PGDState(image, label, eps, x, self.nothing_found(image))
+        return PGDState(image, goal, eps, x, self.nothing_found(image))
 
     def step(self, classifier, state: PGDState) -> PGDState:
         def objective(x):
             logits = logits_of(classifier, x)
-            loss = losses.LOSSES[self.loss](logits, state.label)
-            return (-loss if self.targeted else loss), logits
+            return losses.LOSSES[self.loss](logits, state.goal), logits
 
         norm = norms.get(self.norm)
         grad, logits = jax.grad(objective, has_aux=True)(state.x)
@@ -86,9 +86,9 @@ class PGD(Attack):
     def finished(self, state: PGDState) -> jax.Array:
         return state.found.success
 
-    def result(self, classifier, state: PGDState) -> AttackResult:
+    def result(self, classifier, state: PGDState) -> Found:
         return self._look(state, logits_of(classifier, state.x))
 
-    def _look(self, state: PGDState, logits: jax.Array) -> AttackResult:
-        adversarial = self.is_adversarial(logits, state.label) & ~state.found.success
+    def _look(self, state: PGDState, logits: jax.Array) -> Found:
+        adversarial = state.goal.reached(logits) & ~state.found.success
         return self.nearest(state.found, state.image, state.x, adversarial)

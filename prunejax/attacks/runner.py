@@ -3,7 +3,7 @@
 A fixed number of lanes, one example each, is advanced by compiled chunks of steps, all devices
 sharing the lanes. An example that is finished leaves its lane to the next in the queue, so the
 batch stays full, nothing is recompiled when examples drop out, and memory does not grow with the
-number of examples. A further restart of an example is one more entry in the queue.
+number of examples. A further attempt at an example is one more entry in the queue.
 """
 
 import collections
@@ -17,14 +17,37 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from prunejax import norms
-from prunejax.attacks.attack import Attack, AttackResult
+from prunejax.attacks import diagnostics
+from prunejax.attacks.attack import Attack, Found
+from prunejax.attacks.goal import Goal
 from prunejax.canonical import canonical
 from prunejax.classifier import Classifier
 
-# Between two looks at which examples are finished.
-CHUNK_STEPS = 10
+# Between two looks at which examples are finished: this many steps, or this share of all.
+CHUNK_STEPS, CHUNK_SHARE = 10, 0.02
 # The budget may be exceeded by the rounding of float32 images, and by no more.
 ROUNDING = 1e-6
+
+
+class AttackResult(NamedTuple):
+    """What an attack found, as numpy arrays with one entry an example.
+
+    Attributes:
+      images: the adversarial images in [0, 1]; the clean ones where nothing was found.
+      success: whether they are adversarial, and within the budget where there is one.
+      distance: from the clean images, in the attack's norm; 0 where the clean image is adversarial
+        already, `inf` where nothing was found.
+      forwards, backwards: passes through the network that the attack made for each example,
+        those of all its attempts and none of the checks.
+      diagnostics: reasons to doubt the result.
+    """
+
+    images: np.ndarray
+    success: np.ndarray
+    distance: np.ndarray
+    forwards: np.ndarray
+    backwards: np.ndarray
+    diagnostics: diagnostics.Diagnostics
 
 
 def run(
@@ -60,12 +83,12 @@ def run(
       progress: called with (examples done, examples in all) now and then.
 
     Returns:
-      An `AttackResult` of numpy arrays with leading axis N.
+      What was found, and reasons to doubt it.
 
     Raises:
       ValueError: an argument out of range; raised before anything is compiled.
     """
-    images, labels, eps = _validated(attack, classifier, images, labels, eps)
+    images, labels, eps, classes = _validated(attack, classifier, images, labels, eps)
     number = len(images)
     indices = _validated_indices(indices, number)
     if batch_size < 1:
@@ -76,38 +99,71 @@ def run(
     mesh = Mesh(np.array(devices), ("data",))
     lanes = _Lanes(number, _lane_count(number, batch_size, mesh.size))
     programs = _programs(attack, mesh)
-    results = AttackResult(images.copy(), np.zeros(number, bool), np.full(number, np.inf, "f4"))
+    attempts = attack.attempts(classes)
+    chunk = max(CHUNK_STEPS, int(CHUNK_SHARE * attack.steps))
 
+    success, distance = np.zeros(number, bool), np.full(number, np.inf, "f4")
+    forwards, backwards = np.zeros(number, int), np.zeros(number, int)
+    result = AttackResult(
+        images.copy(), success, distance, forwards, backwards,
+        _inspect(attack, classifier, images, labels, len(lanes.example)),
+    )  # fmt: skip
+    outside, unconfirmed = 0, 0
     with jax.default_matmul_precision("highest"):
         state = None
         while lanes.busy or lanes.queue:
             fresh = lanes.fill(attack.steps)
             if fresh.any():
                 of = np.maximum(lanes.example, 0)
-                examples = (images[of], labels[of], indices[of], lanes.restart, eps[of])
+                examples = (images[of], labels[of], indices[of], lanes.attempt, eps[of])
                 if state is None:
-                    state = _blank(jax.eval_shape(_start(attack), classifier, examples, key), key)
+                    state = _blank(programs.start.eval_shape(classifier, examples, key)[0], key)
                 state, clean = programs.fill(classifier, examples, key, state, fresh)
                 already = np.asarray(clean) & fresh
-                results.success[of[already]], results.distance[of[already]] = True, 0.0
+                success[of[already]], distance[of[already]] = True, 0.0
                 lanes.leave(already)
-            steps = min(CHUNK_STEPS, lanes.shortest())
-            state, finished = programs.advance(classifier, state, steps)
-            lanes.left = lanes.left - steps
+            steps = min(chunk, lanes.shortest())
+            state, finished, taken = programs.advance(classifier, state, steps)
+            lanes.advanced(steps, np.asarray(taken))
             leaving = lanes.occupied & (np.asarray(finished) | (lanes.left <= 0))
             if lanes.should_settle(leaving):
                 of = np.maximum(lanes.example, 0)
-                found = jax.device_get(
+                checked = jax.device_get(
                     programs.settle(classifier, state, images[of], labels[of], eps[of])
                 )
-                better = leaving & (found.distance < results.distance[of])
-                for result, value in zip(results, found, strict=True):
-                    result[of[better]] = value[better]
-                again = leaving & (lanes.restart + 1 < attack.restarts)
-                lanes.leave(leaving, again if attack.minimum_norm else again & ~found.success)
+                outside += int(np.sum(checked.outside & leaving))
+                unconfirmed += int(np.sum(checked.unconfirmed & leaving))
+                better = leaving & (checked.found.distance < distance[of])
+                for whole, part in zip(result[:3], checked.found, strict=True):
+                    whole[of[better]] = part[better]
+                for count, passes in zip((forwards, backwards), _passes(attack), strict=True):
+                    np.add.at(count, of[leaving], passes(lanes.taken[leaving]))
+                again = leaving & (lanes.attempt + 1 < attempts)
+                lanes.leave(leaving, again if attack.minimum_norm else again & ~success[of])
             if progress is not None:
                 progress(number - lanes.remaining, number)
-    return results
+    return result._replace(
+        diagnostics=result.diagnostics._replace(outside=outside, unconfirmed=unconfirmed)
+    )
+
+
+def _passes(attack: Attack) -> list[Callable[[np.ndarray], np.ndarray]]:
+    """Forward and backward passes of an attempt, as functions of the steps it took."""
+    costs = zip(attack.init_passes, attack.step_passes, attack.result_passes, strict=True)
+    return [lambda steps, c=cost: c[0] + c[1] * steps + c[2] for cost in costs]
+
+
+def _inspect(attack, classifier, images, labels, lanes) -> diagnostics.Diagnostics:
+    """Looks at as many examples as there are lanes, so that one program serves all numbers."""
+    of = np.arange(lanes) % len(images)
+    return diagnostics.inspect(
+        classifier,
+        images[of],
+        _wanted(attack, labels[of]),
+        getattr(attack, "loss", None),
+        aimed=attack.targeted or attack.targets > 0,
+        number=min(lanes, len(images)),
+    )
 
 
 class _Lanes:
@@ -116,8 +172,9 @@ class _Lanes:
     def __init__(self, number: int, width: int):
         self.queue = collections.deque((example, 0) for example in range(number))
         self.example = np.full(width, -1)
-        self.restart = np.zeros(width, np.int32)
+        self.attempt = np.zeros(width, np.int32)
         self.left = np.zeros(width, int)
+        self.taken = np.zeros(width, int)
 
     @property
     def occupied(self) -> np.ndarray:
@@ -138,14 +195,19 @@ class _Lanes:
         """Puts waiting examples into free lanes; returns which lanes are fresh."""
         fresh = np.zeros(len(self.example), bool)
         for lane in np.flatnonzero(~self.occupied)[: len(self.queue)]:
-            self.example[lane], self.restart[lane] = self.queue.popleft()
-            self.left[lane], fresh[lane] = steps, True
+            self.example[lane], self.attempt[lane] = self.queue.popleft()
+            self.left[lane], self.taken[lane], fresh[lane] = steps, 0, True
         return fresh
 
+    def advanced(self, steps: int, taken: np.ndarray) -> None:
+        """Counts steps: of the time that is left, and of those before a lane was finished."""
+        self.left = self.left - steps
+        self.taken = self.taken + taken
+
     def leave(self, which: np.ndarray, again: np.ndarray | None = None) -> None:
-        """Frees lanes; those in `again` go back to the queue for one more restart."""
+        """Frees lanes; those in `again` go back to the queue for one more attempt."""
         if again is not None:
-            self.queue.extend(zip(self.example[again], self.restart[again] + 1, strict=True))
+            self.queue.extend(zip(self.example[again], self.attempt[again] + 1, strict=True))
         self.example = np.where(which, -1, self.example)
 
     def should_settle(self, leaving: np.ndarray) -> bool:
@@ -154,7 +216,14 @@ class _Lanes:
         return bool(leaving.any()) and bool(enough or (self.left[self.occupied] <= 0).any())
 
 
+class _Checked(NamedTuple):
+    found: Found
+    outside: jax.Array
+    unconfirmed: jax.Array
+
+
 class _Programs(NamedTuple):
+    start: Any  # never run by itself, only asked for shapes
     fill: Callable[..., Any]
     advance: Callable[..., Any]
     settle: Callable[..., Any]
@@ -174,27 +243,37 @@ def _programs(attack: Attack, mesh: Mesh) -> _Programs:
         )
 
     def fill(classifier, examples, key, state, fresh):
-        started = canonical(_start(attack))(classifier, examples, key)
-        images, labels, *_ = examples
-        clean = attack.is_adversarial(canonical(_predict)(classifier, images), labels)
+        started, clean = canonical(_start(attack))(classifier, examples, key)
         return jax.tree.map(functools.partial(_select, fresh), started, state), clean
 
     def advance(classifier, state, steps):
-        step = canonical(jax.vmap(attack.step, in_axes=(None, 0)))
-        state = jax.lax.fori_loop(0, steps, lambda _, s: step(classifier, s), state)
-        return state, jax.vmap(attack.finished)(state)
+        step, finished = jax.vmap(attack.step, in_axes=(None, 0)), jax.vmap(attack.finished)
+        step = canonical(step)
+
+        def body(_, carry):
+            state, taken = carry
+            return step(classifier, state), taken + ~finished(state)
+
+        taken = jnp.zeros(finished(state).shape, jnp.int32)
+        state, taken = jax.lax.fori_loop(0, steps, body, (state, taken))
+        return state, finished(state), taken
 
     def settle(classifier, state, images, labels, eps):
         found = canonical(jax.vmap(attack.result, in_axes=(None, 0)))(classifier, state)
-        adversarial = jnp.clip(found.images, 0, 1)
-        distance = jax.vmap(norms.get(attack.norm).distance)(adversarial - images)
-        confirmed = attack.is_adversarial(canonical(_predict)(classifier, adversarial), labels)
-        success = found.success & confirmed & (distance <= eps * (1 + ROUNDING) + ROUNDING)
-        return AttackResult(
-            _select(success, adversarial, images), success, jnp.where(success, distance, jnp.inf)
+        image = jnp.clip(found.image, 0, 1)
+        distance = jax.vmap(norms.get(attack.norm).distance)(image - images)
+        within = distance <= eps * (1 + ROUNDING) + ROUNDING
+        inside = within & jnp.all(image == found.image, axis=tuple(range(1, image.ndim)))
+        confirmed = _wanted(attack, labels).reached(canonical(_predict)(classifier, image))
+        success = found.success & confirmed & within
+        return _Checked(
+            Found(_select(success, image, images), success, jnp.where(success, distance, jnp.inf)),
+            outside=found.success & ~inside,
+            unconfirmed=found.success & ~confirmed,
         )
 
     return _Programs(
+        start=jax.jit(_start(attack)),
         fill=sharded(fill, (one, lane, one, lane, lane), lane),
         advance=sharded(advance, (one, lane, one), lane, donate_argnums=1),
         settle=sharded(settle, (one, lane, lane, lane, lane), lane),
@@ -209,15 +288,25 @@ def _select(which: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
     return jnp.where(which.reshape(which.shape + (1,) * (new.ndim - 1)), new, old)
 
 
+def _wanted(attack: Attack, labels: jax.Array) -> Goal:
+    """What counts as success, whatever an attempt is heading for."""
+    return Goal(None, labels) if attack.targeted else Goal(labels)
+
+
 def _start(attack: Attack) -> Callable[..., Any]:
-    """Runs `init` for a batch of examples, each with the key of its index and restart."""
+    """Runs `init` for a batch of examples, each with the key of its index and attempt.
+
+    Returns states, and which clean images are what the attacker wants already.
+    """
 
     def start(classifier, examples, key):
-        def one(image, label, index, restart, eps):
-            own_key = jax.random.fold_in(jax.random.fold_in(key, index), restart)
-            return attack.init(classifier, image, label, own_key, eps)
+        def one(image, logits, label, index, attempt, eps):
+            own_key = jax.random.fold_in(jax.random.fold_in(key, index), attempt)
+            goal = attack.goal(logits, label, attempt)
+            return attack.init(classifier, image, goal, own_key, eps), goal.reached(logits)
 
-        return jax.vmap(one)(*examples)
+        images, labels, *others = examples
+        return jax.vmap(one)(images, classifier(images), labels, *others)
 
     return start
 
@@ -261,6 +350,12 @@ def _validated(attack, classifier, images, labels, eps):
             f"images lies in [{images.min()}, {images.max()}]; it must lie in [0, 1], "
             "normalisation belongs inside the classifier."
         )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(classifier):
+        if np.issubdtype(leaf.dtype, np.floating) and not np.isfinite(np.asarray(leaf)).all():
+            raise ValueError(
+                f"classifier{jax.tree_util.keystr(path)} has NaN or infinite entries; "
+                "a network that has diverged cannot be attacked, restore an earlier checkpoint."
+            )
     logits = jax.eval_shape(classifier, jax.ShapeDtypeStruct((2, *images.shape[1:]), jnp.float32))
     if not hasattr(logits, "shape") or len(logits.shape) != 2 or logits.shape[0] != 2:
         raise ValueError(f"classifier returns {logits} for 2 images; logits [2, C] are needed.")
@@ -289,6 +384,7 @@ def _validated(attack, classifier, images, labels, eps):
         images.astype(np.float32),
         labels.astype(np.int32),
         np.broadcast_to(eps, labels.shape).copy(),
+        classes,
     )
 
 

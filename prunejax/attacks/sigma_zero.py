@@ -8,14 +8,15 @@ import jax.numpy as jnp
 import optax
 
 from prunejax.attacks import losses
-from prunejax.attacks.attack import Attack, AttackResult, logits_of
+from prunejax.attacks.attack import Attack, Found, logits_of
+from prunejax.attacks.goal import Goal
 
 
 class SigmaZeroState(NamedTuple):
     """State of sigma-zero.
 
     Attributes:
-      image, label: clean image and its label (or target).
+      image, goal: clean image and what is wanted.
       step: steps made.
       delta: the perturbation, exact zeros where it is sparse.
       adam: moments of Adam.
@@ -24,12 +25,12 @@ class SigmaZeroState(NamedTuple):
     """
 
     image: jax.Array
-    label: jax.Array
+    goal: Goal
     step: jax.Array
     delta: jax.Array
     adam: optax.OptState
     tau: jax.Array
-    found: AttackResult
+    found: Found
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,14 +73,14 @@ class SigmaZero(Attack):
         if not 0 <= self.tau <= 1:
             raise ValueError(f"tau is {self.tau}; it must lie in [0, 1].")
 
-    def init(self, classifier, image, label, key, eps) -> SigmaZeroState:
+    def init(self, classifier, image, goal, key, eps) -> SigmaZeroState:
         del classifier, eps
         delta = jnp.zeros_like(image)
         if self.random_start:
             delta = jax.random.uniform(key, image.shape) - image
         return SigmaZeroState(
             image=image,
-            label=label,
+            goal=goal,
             step=jnp.array(0),
             delta=delta,
             adam=optax.scale_by_adam().init(delta),
@@ -90,12 +91,11 @@ class SigmaZero(Attack):
     def step(self, classifier, state: SigmaZeroState) -> SigmaZeroState:
         def objective(delta):
             logits = logits_of(classifier, state.image + delta)
-            margin = losses.margin(logits, state.label)
-            shortfall = jax.nn.relu(margin if self.targeted else -margin)
+            shortfall = jax.nn.relu(-losses.margin(logits, state.goal))
             return shortfall + jnp.mean(delta**2 / (delta**2 + self.sigma)), logits
 
         grad, logits = jax.grad(objective, has_aux=True)(state.delta)
-        adversarial = self.is_adversarial(logits, state.label)
+        adversarial = state.goal.reached(logits)
         found = self.nearest(state.found, state.image, state.image + state.delta, adversarial)
 
         grad = grad / jnp.maximum(jnp.max(jnp.abs(grad)), 1e-12)
@@ -113,7 +113,7 @@ class SigmaZero(Attack):
     def finished(self, state: SigmaZeroState) -> jax.Array:
         return jnp.array(False)
 
-    def result(self, classifier, state: SigmaZeroState) -> AttackResult:
+    def result(self, classifier, state: SigmaZeroState) -> Found:
         x = state.image + state.delta
-        adversarial = self.is_adversarial(logits_of(classifier, x), state.label)
+        adversarial = state.goal.reached(logits_of(classifier, x))
         return self.nearest(state.found, state.image, x, adversarial)

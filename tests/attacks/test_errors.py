@@ -159,7 +159,9 @@ def test_hyperparameters_out_of_range(name, option, value):
 
 @pytest.mark.parametrize("name", ["fgsm", "pgd"])
 def test_an_unknown_loss(name):
-    with pytest.raises(ValueError, match=r"loss 'margni'.*'margin'.*cross_entropy, margin"):
+    with pytest.raises(
+        ValueError, match=r"loss 'margni'.*'margin'.*cross_entropy, dlr, kl, margin"
+    ):
         attacks.create(name, loss="margni")
 
 

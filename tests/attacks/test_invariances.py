@@ -24,7 +24,9 @@ def test_a_budget_of_zero_gives_the_image_bit_for_bit(norm, relu_network):
     def iterates(image, label):
         seen = []
         for attack in tries:
-            state = attack.init(relu_network.classifier, image, label, KEY, jnp.float32(0))
+            state = attack.init(
+                relu_network.classifier, image, attacks.Goal(label), KEY, jnp.float32(0)
+            )
             for _ in range(attack.steps):
                 seen.append(state.x)
                 state = attack.step(relu_network.classifier, state)
@@ -104,7 +106,7 @@ def test_vmap_over_keys_and_over_classifiers_equals_the_loop(relu_network, other
     keys = jax.random.split(KEY, 3)
 
     def found(classifier, key):
-        state = attack.init(classifier, images[0], labels[0], key, jnp.float32(0.05))
+        state = attack.init(classifier, images[0], attacks.Goal(labels[0]), key, jnp.float32(0.05))
         for _ in range(attack.steps):
             state = attack.step(classifier, state)
         return state.x, attack.result(classifier, state)

@@ -1,0 +1,46 @@
+"""What an attacker wants of one example."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Goal(NamedTuple):
+    """The class to leave, the class to head for, or both.
+
+    Whether a class is given is part of the structure, so it is known when a program is traced.
+
+    Attributes:
+      label: the class to leave; None where a prediction of `target` is wanted, whatever it was.
+      target: the class to head for; None for any. With a label, leaving it for another class is
+        a success as well.
+      clean: logits `[C]` of the clean image; None where nobody needs them.
+    """
+
+    label: jax.Array | None = None
+    target: jax.Array | None = None
+    clean: jax.Array | None = None
+
+    def reached(self, logits: jax.Array) -> jax.Array:
+        """Whether the prediction is as wanted, for logits `[C]`; for a batch of goals `[B, C]`."""
+        prediction = jnp.argmax(logits, axis=-1)
+        return prediction == self.target if self.label is None else prediction != self.label
+
+    def source(self, logits: jax.Array) -> jax.Array:
+        """The class whose logit has to fall: the label, else the strongest but the target."""
+        return strongest_other(logits, self.target) if self.label is None else self.label
+
+    def rival(self, logits: jax.Array) -> jax.Array:
+        """The class whose logit has to rise: the target, else the strongest but the label."""
+        return strongest_other(logits, self.label) if self.target is None else self.target
+
+
+def strongest_other(logits: jax.Array, label: jax.Array) -> jax.Array:
+    """The class with the largest of the logits `[C]`, `label` left out."""
+    return jnp.argmax(without(logits, label))
+
+
+def without(logits: jax.Array, label: jax.Array) -> jax.Array:
+    """Logits `[C]` with minus infinity at `label`."""
+    return jnp.where(jnp.arange(logits.size) == label, -jnp.inf, logits)
