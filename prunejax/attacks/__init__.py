@@ -6,18 +6,22 @@ robust_accuracy = 1 - result.success.mean()
 """
 
 from prunejax import names
-from prunejax.attacks.attack import Attack, AttackResult
+from prunejax.attacks.attack import Attack, Found, Passes
 from prunejax.attacks.deepfool import DeepFool, DeepFoolState
+from prunejax.attacks.diagnostics import Diagnostics
+from prunejax.attacks.fab import FAB, FABState
 from prunejax.attacks.fgsm import FGSM, FGSMState
+from prunejax.attacks.goal import Goal
 from prunejax.attacks.losses import LOSSES
 from prunejax.attacks.pgd import PGD, PGDState
-from prunejax.attacks.runner import run
+from prunejax.attacks.runner import AttackResult, run
 from prunejax.attacks.sigma_zero import SigmaZero, SigmaZeroState
 
 ATTACKS: dict[str, type[Attack]] = {
     "fgsm": FGSM,
     "pgd": PGD,
     "deepfool": DeepFool,
+    "fab": FAB,
     "sigma_zero": SigmaZero,
 }
 
@@ -33,6 +37,7 @@ def create(name: str, **options) -> Attack:
 
 __all__ = [
     "ATTACKS",
+    "FAB",
     "FGSM",
     "LOSSES",
     "PGD",
@@ -40,8 +45,13 @@ __all__ = [
     "AttackResult",
     "DeepFool",
     "DeepFoolState",
+    "Diagnostics",
+    "FABState",
     "FGSMState",
+    "Found",
+    "Goal",
     "PGDState",
+    "Passes",
     "SigmaZero",
     "SigmaZeroState",
     "create",
