@@ -16,7 +16,7 @@ from rich.console import Console
 
 from experiments import environment, from_config, progress, report, run_directory
 from prunejax import masks, trees
-from prunejax.evaluation import clean_accuracy, evaluate, robust_accuracy
+from prunejax.evaluation import clean_accuracy, evaluate, is_complete, records, robust_accuracy
 
 
 def evaluate_run(
@@ -26,6 +26,8 @@ def evaluate_run(
     report: Callable[[str, int, int], None] = lambda task, done, total: None,
 ) -> dict[str, Any]:
     """Runs the protocols on the test split, and writes records and `summary.json`.
+
+    The summary has every protocol whose records are complete, also those of earlier calls.
 
     Args:
       workdir: folder of a finished run.
@@ -40,7 +42,7 @@ def evaluate_run(
     dataset = from_config.load_split(config, "test")
     dataset = dataset.take(min(config.evaluation.examples, len(dataset)))
     classifier, mask = from_config.load_trained(config, workdir, dataset)
-    table = evaluate(
+    evaluate(
         classifier,
         dataset,
         plan,
@@ -49,6 +51,11 @@ def evaluate_run(
         batch_size=config.evaluation.batch_size,
         progress=lambda name, done, total: report(f"attack {workdir.name} {name}", done, total),
     )
+    table = records.read_all(workdir / "records")
+    of = {
+        protocol.name: table.filter(pc.equal(table["attack"], protocol.name))
+        for protocol in from_config.protocols(config)
+    }
     params = classifier.params
     summary = {
         "clean_accuracy": clean_accuracy(table),
@@ -57,11 +64,10 @@ def evaluate_run(
                 "attack": protocol.name,
                 "norm": protocol.attack.norm,
                 "budget": protocol.stated,
-                "accuracy": robust_accuracy(
-                    table.filter(pc.equal(table["attack"], protocol.name)), protocol.stated
-                ),
+                "accuracy": robust_accuracy(of[protocol.name], protocol.stated),
             }
-            for protocol in plan
+            for protocol in from_config.protocols(config)
+            if is_complete(of[protocol.name], protocol, len(dataset))
         ],
         "examples": len(dataset),
         "nominal_density": 1.0 - config.method.get("sparsity", 0.0),
@@ -70,7 +76,8 @@ def evaluate_run(
         "nonzero_parameters": int(sum(jax.numpy.count_nonzero(p) for p in jax.tree.leaves(params))),
         "bytes_on_disk": sum(f.stat().st_size for f in (workdir / "network").rglob("*")),
     }
-    run_directory.write_json(workdir / "summary.json", summary)
+    if jax.process_index() == 0:
+        run_directory.write_json(workdir / "summary.json", summary)
     return summary
 
 
@@ -79,9 +86,8 @@ def main() -> None:
     workdir = pathlib.Path(flags.FLAGS.workdir)
     with progress.bars() as show:
         evaluate_run(workdir, flags.FLAGS.attacks, report=show)
-    Console().print(
-        report.write_report({workdir.name: workdir}, workdir / "report", flags.FLAGS.attacks)
-    )
+    if jax.process_index() == 0:
+        Console().print(report.write_report({workdir.name: workdir}, workdir / "report"))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ python -m experiments.report --workdirs=runs/dense,runs/blind --output=runs/repo
 
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from absl import flags
 from rich.console import Console
@@ -16,25 +16,30 @@ from prunejax import reporting
 from prunejax.evaluation import records
 
 
-def write_report(
-    workdirs: Mapping[str, pathlib.Path],
-    output: pathlib.Path,
-    chosen: Sequence[str] | None = None,
-) -> Table:
+def write_report(workdirs: Mapping[str, pathlib.Path], output: pathlib.Path) -> Table:
     """Writes `index.html`, `security_curves.png` and `.pdf`; returns the table.
+
+    They show the attacks that every one of the runs has been evaluated with.
 
     Args:
       workdirs: evaluated runs by the name to show; they must share their evaluation protocols.
       output: folder to write to.
-      chosen: names of protocols; all where None.
     """
     summaries = {
         name: json.loads((directory / "summary.json").read_text())
         for name, directory in workdirs.items()
     }
+    names = [
+        [row["attack"] for row in summary["robust_accuracy"]] for summary in summaries.values()
+    ]
+    shared = [name for name in names[0] if all(name in others for others in names)]
+    for summary in summaries.values():
+        summary["robust_accuracy"] = [
+            row for row in summary["robust_accuracy"] if row["attack"] in shared
+        ]
     tables = {name: records.read_all(directory / "records") for name, directory in workdirs.items()}
     config = run_directory.read_config(next(iter(workdirs.values())))
-    figure = reporting.security_curves(tables, from_config.protocols(config, chosen))
+    figure = reporting.security_curves(tables, from_config.protocols(config, shared))
     table = reporting.comparison(summaries)
     output.mkdir(parents=True, exist_ok=True)
     for suffix in ("png", "pdf"):

@@ -6,6 +6,7 @@ from prunejax.evaluation.robustness import (
     at_budget,
     clean_accuracy,
     evaluate,
+    is_complete,
     predict,
     robust_accuracy,
 )
@@ -15,6 +16,7 @@ __all__ = [
     "at_budget",
     "clean_accuracy",
     "evaluate",
+    "is_complete",
     "predict",
     "records",
     "robust_accuracy",

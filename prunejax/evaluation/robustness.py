@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from jax.experimental import multihost_utils
 
 from prunejax import attacks, norms
 from prunejax.attacks import Attack
@@ -19,6 +20,9 @@ from prunejax.data import Dataset
 from prunejax.evaluation import records
 
 Progress = Callable[[str, int, int], None]
+
+# Records are written after that many examples, so that a run which is stopped loses no more.
+EXAMPLES_A_WRITE = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,13 +86,14 @@ def evaluate(
     """Runs every attack at every budget and leaves the records; what is there already is kept.
 
     An example that fell at a smaller budget has fallen at every larger one: the same image is in
-    the larger ball, so it is recorded again and not attacked.
+    the larger ball, so it is recorded again and not attacked. Where several processes evaluate
+    together, each attacks its share; the folder must be one that all of them see.
 
     Args:
       classifier: under attack.
       dataset: the attacked examples, the same for every classifier compared.
       protocols: which attacks.
-      directory: one Parquet file an attack; written after each budget.
+      directory: one Parquet file an attack, written every `EXAMPLES_A_WRITE` examples.
       seed: of the attacks' random numbers.
       batch_size: examples under attack at a time.
       progress: called with (protocol name, examples done, examples in all).
@@ -104,50 +109,76 @@ def evaluate(
         settings = _settings(classifier, dataset, protocol.attack, seed)
         done = records.read(path, settings)
         done = records.SCHEMA.empty_table() if done is None else done.replace_schema_metadata()
-        budgets = [None] if protocol.attack.minimum_norm else protocol.budgets
+
+        def add(rows, path=path, settings=settings):
+            nonlocal done
+            done = pa.concat_tables([done, rows])
+            if len(rows) and jax.process_index() == 0:
+                records.write(path, done, settings)
+
+        budgets = _budgets(protocol)
         for number, budget in enumerate(budgets):
-            if len(at_budget(done, budget)):
-                continue
-            fallen = _fallen(done, budget)
-            before, total = number * len(images) + len(fallen), len(budgets) * len(images)
+            add(_fallen(done, budget))
+            missing = np.setdiff1d(np.arange(len(images)), at_budget(done, budget)["index"])
+            for part in np.split(missing, range(EXAMPLES_A_WRITE, len(missing), EXAMPLES_A_WRITE)):
+                if not len(part):
+                    continue
+                before = number * len(images) + len(at_budget(done, budget))
 
-            def report(examples, _, name=protocol.name, before=before, total=total):
-                progress(name, before + examples, total)
+                def report(examples, _, name=protocol.name, before=before, budgets=budgets):
+                    progress(name, before + examples, len(budgets) * len(images))
 
-            standing = np.setdiff1d(np.arange(len(images)), fallen["index"].to_numpy())
-            parts = [done, _with_budget(fallen, budget)]
-            if len(standing):
-                result = attacks.run(
+                found = _attack_together(
                     protocol.attack,
                     classifier,
-                    images[standing],
-                    dataset.labels[standing],
+                    images,
+                    dataset.labels,
+                    part,
                     key=jax.random.key(seed),
                     eps=budget,
-                    indices=standing,
                     batch_size=batch_size,
                     progress=report,
                 )
-                perturbations = result.images - images[standing]
-                parts.append(
+                add(
                     records.table(
                         {
-                            "index": standing,
-                            "label": dataset.labels[standing],
-                            "prediction": predictions[standing],
+                            "index": part,
+                            "label": dataset.labels[part],
+                            "prediction": predictions[part],
                             "attack": protocol.name,
                             "norm": protocol.attack.norm,
                             "budget": budget,
-                            "success": result.success,
-                            "distance": result.distance,
-                            **_sizes(perturbations),
+                            "success": found["success"],
+                            "distance": found["distance"],
+                            **_sizes(found["images"] - images[part]),
                         }
                     )
                 )
-            done = pa.concat_tables(parts)
-            records.write(path, done, settings)
         tables.append(done)
     return pa.concat_tables(tables)
+
+
+def _budgets(protocol: Protocol) -> Sequence[float | None]:
+    return [None] if protocol.attack.minimum_norm else protocol.budgets
+
+
+def is_complete(table: pa.Table, protocol: Protocol, examples: int) -> bool:
+    """Whether an attack's records hold that many examples at every budget of the protocol."""
+    return all(len(at_budget(table, budget)) == examples for budget in _budgets(protocol))
+
+
+def _attack_together(attack, classifier, images, labels, indices, **options) -> dict:
+    """Attacks these examples; of several processes each does a share, and all get the whole."""
+    processes = jax.process_count()
+    share = -(-len(indices) // processes)
+    padded = np.resize(indices, share * processes)  # shares of one size: some are done twice
+    mine = padded.reshape(processes, share)[jax.process_index()]
+    result = attacks.run(attack, classifier, images[mine], labels[mine], indices=mine, **options)
+    found = {name: getattr(result, name) for name in ("images", "success", "distance")}
+    if processes > 1:
+        found = multihost_utils.process_allgather(found)
+        found = {name: part.reshape(-1, *part.shape[2:]) for name, part in found.items()}
+    return {name: part[: len(indices)] for name, part in found.items()}
 
 
 def at_budget(table: pa.Table, budget: float | None) -> pa.Table:
@@ -184,19 +215,17 @@ def robust_accuracy(table: pa.Table, budget: float) -> float:
 
 
 def _fallen(done: pa.Table, budget: float | None) -> pa.Table:
-    """For each example that fell at a smaller budget, its record at the smallest of them."""
+    """Records at `budget` that follow from smaller ones: of the smallest at which each one fell."""
     if budget is None:
         return records.SCHEMA.empty_table()
     smaller = pc.less(done["budget"], pa.scalar(budget, pa.float32()))
     fell = done.filter(pc.and_(smaller, done["success"])).sort_by([("budget", "ascending")])
     _, first = np.unique(fell["index"].to_numpy(), return_index=True)
-    return fell.take(pa.array(first))
-
-
-def _with_budget(table: pa.Table, budget: float | None) -> pa.Table:
+    fell = fell.take(pa.array(first))
+    fell = fell.filter(pc.invert(pc.is_in(fell["index"], at_budget(done, budget)["index"])))
     column = records.SCHEMA.get_field_index("budget")
-    values = pa.array([budget] * len(table), pa.float32())
-    return table.set_column(column, records.SCHEMA.field(column), values)
+    values = pa.array([budget] * len(fell), pa.float32())
+    return fell.set_column(column, records.SCHEMA.field(column), values)
 
 
 def _sizes(perturbations: np.ndarray) -> dict[str, np.ndarray]:

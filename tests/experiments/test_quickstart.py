@@ -1,13 +1,18 @@
 """The quickstart: what it reports follows from the records, and it is not done twice."""
 
 import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import jax
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from experiments import from_config, quickstart, run_directory, train
+from experiments import evaluate, from_config, quickstart, run_directory, train
 from prunejax import data, masks
 
 pytestmark = pytest.mark.slow
@@ -106,3 +111,55 @@ def test_another_config_in_the_same_folder_is_refused(workdir):
     with pytest.raises(run_directory.ConfigMismatchError, match=r"method\.scale: 0\.9 there, 0\.5"):
         train.train(config, workdir / "blind")
     assert run_directory.read_config(workdir / "blind").method.scale == 0.9
+
+
+def test_evaluating_some_attacks_keeps_what_is_known_of_the_others(workdir, tmp_path):
+    shutil.copytree(workdir / "dense", tmp_path / "dense")
+    before = _summary(tmp_path / "dense")
+    (tmp_path / "dense" / "records" / "l2_deepfool.parquet").unlink()
+    without = evaluate.evaluate_run(tmp_path / "dense", ["linf_pgd"])
+    expected = [row for row in before["robust_accuracy"] if row["attack"] != "l2_deepfool"]
+    assert without["robust_accuracy"] == expected
+    assert evaluate.evaluate_run(tmp_path / "dense", ["l2_deepfool"]) == before
+
+
+def _until(happened, process):
+    deadline = time.monotonic() + 300
+    while not happened():
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline, "nothing to kill has been written"
+        time.sleep(0.01)
+
+
+def test_killed_anywhere_it_ends_as_if_left_alone(workdir, tmp_path):
+    command = [sys.executable, "-m", "experiments.quickstart", "--cpu_devices=2"]
+    command += [f"--workdir={tmp_path}", "--epochs=2", f"--examples={EXAMPLES}"]
+    moments = [
+        tmp_path / "dense" / "metrics.jsonl",
+        tmp_path / "one_shot" / "records" / "linf_pgd.parquet",
+        tmp_path / "blind" / "checkpoints",
+    ]
+    for moment in [*moments, None]:
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        if moment is None:
+            output, _ = process.communicate(timeout=300)
+            assert process.returncode == 0, output
+        else:
+            _until(moment.exists, process)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    for route in quickstart.ROUTES:
+        summary, expected = _summary(tmp_path / route), _summary(workdir / route)
+        for varying in (summary, expected):
+            varying.pop("bytes_on_disk")  # compression and the file system's doing
+        assert summary == expected
+        for attack in ("linf_pgd", "l2_deepfool", "l0_sigma_zero"):
+            found, wanted = (_records(folder / route, attack) for folder in (tmp_path, workdir))
+            order, wanted_order = (
+                np.lexsort((rows["index"], rows["budget"].astype(float)))
+                for rows in (found, wanted)
+            )
+            for name in ("success", "distance", "prediction"):
+                np.testing.assert_array_equal(found[name][order], wanted[name][wanted_order])

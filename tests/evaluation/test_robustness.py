@@ -1,0 +1,78 @@
+"""Records of evaluations that were stopped, and what is read off incomplete ones."""
+
+import jax.numpy as jnp
+import numpy as np
+import pyarrow.compute as pc
+import pytest
+
+from prunejax import attacks
+from prunejax.classifier import Classifier
+from prunejax.data import Dataset
+from prunejax.evaluation import Protocol, evaluate, is_complete, robust_accuracy, robustness
+
+BUDGETS = (0.05, 0.1, 0.2)
+PROTOCOLS = [
+    Protocol("pgd", attacks.PGD(steps=2, random_start=False), BUDGETS, 0.1),
+    Protocol("deepfool", attacks.DeepFool(steps=3), BUDGETS, 0.1),
+]
+
+
+def _threshold(_, images):
+    """Class 1 from 0.5 on."""
+    x = images[:, 0, 0, 0]
+    return jnp.stack([jnp.full_like(x, 0.5), x], axis=1)
+
+
+CLASSIFIER = Classifier(None, _threshold)
+IMAGES = np.arange(0, 250, 10, dtype=np.uint8).reshape(-1, 1, 1, 1)
+DATASET = Dataset(IMAGES, np.zeros(len(IMAGES), np.int32), ("low", "high"), "steps", "test")
+
+
+def _rows(table):
+    return table.sort_by([("attack", "ascending"), ("budget", "ascending"), ("index", "ascending")])
+
+
+@pytest.fixture
+def few_a_write(monkeypatch):
+    monkeypatch.setattr(robustness, "EXAMPLES_A_WRITE", 4)
+
+
+def test_accuracies_are_those_of_the_threshold(tmp_path):
+    table = evaluate(CLASSIFIER, DATASET, PROTOCOLS, tmp_path, batch_size=8)
+    x = IMAGES.ravel() / 255
+    for protocol in PROTOCOLS:
+        own = table.filter(pc.equal(table["attack"], protocol.name))
+        assert is_complete(own, protocol, len(DATASET))
+        for budget in BUDGETS:
+            assert robust_accuracy(own, budget) == pytest.approx(np.mean(x + budget < 0.5))
+
+
+def test_an_evaluation_stopped_anywhere_goes_on_where_it_was(tmp_path, monkeypatch, few_a_write):
+    whole = evaluate(CLASSIFIER, DATASET, PROTOCOLS, tmp_path / "whole", batch_size=8)
+    run, attacked = attacks.run, []
+
+    def stops_at_every_third_call(attack, classifier, images, labels, **options):
+        if len(attacked) % 3 == 2:
+            attacked.append(None)
+            raise KeyboardInterrupt
+        attacked.append((attack, options["eps"], tuple(options["indices"])))
+        return run(attack, classifier, images, labels, **options)
+
+    monkeypatch.setattr(attacks, "run", stops_at_every_third_call)
+    for _ in range(50):
+        try:
+            table = evaluate(CLASSIFIER, DATASET, PROTOCOLS, tmp_path / "parts", batch_size=8)
+            break
+        except KeyboardInterrupt:
+            continue
+    assert attacked.count(None) >= 3
+    assert _rows(table).equals(_rows(whole))
+    done = [call for call in attacked if call is not None]
+    assert len(set(done)) == len(done), "nothing is attacked twice"
+
+
+def test_incomplete_records_are_known_as_such(tmp_path):
+    pgd = PROTOCOLS[0]
+    table = evaluate(CLASSIFIER, DATASET, [pgd], tmp_path, batch_size=8)
+    assert not is_complete(table.slice(0, len(table) - 1), pgd, len(DATASET))
+    assert not is_complete(table, pgd, len(DATASET) + 1)
