@@ -1,8 +1,8 @@
 """Look something up by name, with an error that helps."""
 
-import dataclasses
 import difflib
-from collections.abc import Iterable, Mapping
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -23,15 +23,17 @@ def lookup(kind: str, name: str, table: Mapping[str, T]) -> T:
     return table[name]
 
 
-def build(kind: str, name: str, table: Mapping[str, type[T]], options: Mapping[str, Any]) -> T:
-    """The dataclass called `name` with these fields; lists become tuples, for it is hashed.
+def build(
+    kind: str, name: str, table: Mapping[str, Callable[..., T]], options: Mapping[str, Any]
+) -> T:
+    """What the class or function called `name` makes of these options; lists become tuples.
 
     Raises:
-      ValueError: an unknown name or field, naming the nearest and listing the valid ones.
+      ValueError: an unknown name or option, naming the nearest and listing the valid ones.
     """
-    cls = lookup(kind, name, table)
-    valid = [field.name for field in dataclasses.fields(cls)]
+    make = lookup(kind, name, table)
+    valid = inspect.signature(make).parameters
     for option in options:
         if option not in valid:
             raise unknown(f"option of {kind} {name!r}", option, valid)
-    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
+    return make(**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})

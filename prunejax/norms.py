@@ -52,6 +52,9 @@ class Norm:
         shrink: (magnitude, reach, eps) -> the magnitudes closest to `magnitude` that are at most
             `reach` and have length eps. Needed only where `reach` is longer than eps > 0.
         climb: (slope, reach, eps) -> likewise, those with the largest inner product with `slope`.
+        gains: (slope, worth, multiplier) -> the products slope * magnitude on the way that `climb`
+            takes, which grow to worth = slope * reach as the multiplier falls. None where units
+            are counted.
         steepest: (gradient, mask of the entries that the box lets move) -> direction.
         sample: (key, image, eps) -> random perturbation, image-shaped, not yet projected.
     """
@@ -63,6 +66,7 @@ class Norm:
     dual_length: Callable[[Array], Array]
     shrink: Callable[[Array, Array, Array], Array]
     climb: Callable[[Array, Array, Array], Array]
+    gains: Callable[[Array, Array, Array], Array] | None
     steepest: Callable[[Array, Array], Array]
     sample: Callable[[Array, Array, Array], Array]
 
@@ -126,9 +130,44 @@ class Norm:
             The perturbation; 0 wherever grad is 0; exact zeros if eps = 0.
         """
         grad, eps = _float(grad), _float(eps)
-        low, high = _room(image)
-        corner = jnp.where(grad > 0, high, jnp.where(grad < 0, low, 0.0))
-        return self._within(self.climb, _rescale(grad), corner, eps)
+        return self._within(self.climb, _rescale(grad), _corner(grad, image), eps)
+
+    def reach_hyperplane(self, grad: Array, image: Array, gap: Array | float) -> Array:
+        """The shortest perturbation in the box that changes a linear function by `gap`.
+
+        argmin ||d|| over d with <grad, d> = gap and image + d in [0, 1], exact to float32
+        rounding; where the box does not allow that much, the corner that comes closest. These are
+        the projections of Croce & Hein (2020), "Minimally distorted adversarial examples with a
+        fast adaptive boundary attack", section 2, without their sorts.
+
+            linf       |d| = min(t, reach)
+            l2         |d| = min(t |grad|, reach)
+            l1         entries by falling |grad|, each to its box edge, until the gap is closed;
+                       entries with equal |grad| share the last of it
+
+        Args:
+            grad: gradient of the linear function.
+            image: a point in [0, 1].
+            gap: the change that is wanted, of either sign; may be traced.
+
+        Returns:
+            The perturbation; 0 wherever grad is 0; exact zeros if gap = 0.
+
+        Raises:
+            ValueError: in l0 and l0_pixels, whose units move all the way or not at all.
+        """
+        if self.gains is None:
+            raise ValueError(f"norm is {self.name!r}; hyperplanes are reached in linf, l2 and l1.")
+        grad, gap = _float(grad), _float(gap)
+        corner = self.flatten(_corner(jnp.where(gap < 0, -grad, grad), image))
+        slope, reach = jnp.abs(self.flatten(_rescale(grad))), jnp.abs(corner)
+        gap = jnp.abs(gap) / _nonzero(jnp.max(jnp.abs(grad)))  # in the units of `slope`
+        # Bisecting for the gains takes a fifth of the time of bisecting for the magnitudes.
+        worth = slope * reach
+        gains = _at_budget(lambda m: self.gains(slope, worth, m), jnp.sum, gap)
+        all_the_way = (gains >= worth) | (jnp.sum(worth) <= gap)
+        magnitude = jnp.where(all_the_way, reach, gains / _nonzero(slope))
+        return (jnp.sign(corner) * jnp.where(gap > 0, magnitude, 0.0)).reshape(grad.shape)
 
     def direction(self, grad: Array, image: Array) -> Array:
         """Direction of steepest ascent for projected gradient steps.
@@ -194,6 +233,12 @@ def _room(image: Array) -> tuple[Array, Array]:
     return jnp.minimum(LOWER - image, 0.0), jnp.maximum(UPPER - image, 0.0)
 
 
+def _corner(grad: Array, image: Array) -> Array:
+    """As far as the box lets every entry go uphill."""
+    low, high = _room(image)
+    return jnp.where(grad > 0, high, jnp.where(grad < 0, low, 0.0))
+
+
 def _nonzero(scalar: Array) -> Array:
     """A divisor that is safe where the numerator vanishes with it."""
     return jnp.where(scalar > 0, scalar, 1.0)
@@ -235,7 +280,7 @@ def _at_budget(path: Callable, length: Callable, eps: Array) -> Array:
     return inner + jnp.clip(share, 0.0, 1.0) * (outer - inner)
 
 
-def _largest(gain: Array, count: Array) -> Array:
+def largest(gain: Array, count: Array) -> Array:
     """Mask of the `count` largest entries of gain >= 0 (`[units]`), the first among equals."""
     bits = _first(lambda bits: jnp.sum(gain > _positive(bits)) <= count, _SMALLEST, _LARGEST)
     above, tied = gain > _positive(bits), gain == _positive(bits)
@@ -249,6 +294,10 @@ def _largest(gain: Array, count: Array) -> Array:
 
 def _cap(magnitude: Array, reach: Array, eps: Array) -> Array:
     return jnp.minimum(reach, eps)
+
+
+def _equal_moves(slope: Array, worth: Array, multiplier: Array) -> Array:
+    return jnp.minimum(slope / multiplier, worth)
 
 
 def _linf_sample(key: Array, image: Array, eps: Array) -> Array:
@@ -280,6 +329,10 @@ def _water_fill(magnitude: Array, reach: Array, eps: Array) -> Array:
     return _at_budget(path, length, eps)
 
 
+def _proportional_moves(slope: Array, worth: Array, multiplier: Array) -> Array:
+    return jnp.minimum(slope * (slope / multiplier), worth)
+
+
 def _l2_unit(grad: Array, free: Array) -> Array:
     grad = _rescale(grad)
     return grad / _nonzero(_l2(grad))
@@ -302,8 +355,12 @@ def _soft_threshold(magnitude: Array, reach: Array, eps: Array) -> Array:
     return _at_budget(lambda m: jnp.clip(magnitude - m, 0.0, reach), jnp.sum, eps)
 
 
+def _steepest_moves(slope: Array, worth: Array, multiplier: Array) -> Array:
+    return jnp.where(slope > multiplier, worth, 0.0)
+
+
 def _fill_by_slope(slope: Array, reach: Array, eps: Array) -> Array:
-    return _at_budget(lambda m: jnp.where(slope > m, reach, 0.0), jnp.sum, eps)
+    return _at_budget(lambda m: _steepest_moves(slope, reach, m), jnp.sum, eps)
 
 
 def _slide(grad: Array, free: Array) -> Array:
@@ -346,7 +403,7 @@ def _keep_near(magnitude: Array, reach: Array, eps: Array) -> Array:
 
 
 def _keep_steep(slope: Array, reach: Array, eps: Array) -> Array:
-    kept = _largest(jnp.sum(slope * reach, axis=1), jnp.floor(eps))
+    kept = largest(jnp.sum(slope * reach, axis=1), jnp.floor(eps))
     return jnp.where(kept[:, None], reach, 0.0)
 
 
@@ -361,15 +418,59 @@ def _l0_sample(key: Array, image: Array, eps: Array) -> Array:
 
 # -- the table -------------------------------------------------------------------------------------
 
-# fmt: off
-NORMS: dict[str, Norm] = {norm.name: norm for norm in (
-    # name, dual, flatten, length, dual_length, shrink, climb, steepest, sample
-    Norm("linf", "l1", jnp.ravel, _linf, _l1, _cap, _cap, _sign, _linf_sample),
-    Norm("l2", "l2", jnp.ravel, _l2, _l2, _water_fill, _water_fill, _l2_unit, _l2_sample),
-    Norm("l1", "linf", jnp.ravel, _l1, _linf, _soft_threshold, _fill_by_slope, _slide, _l1_sample),
-    Norm("l0", "linf", _features, _l0, _l0_dual, _keep_near, _keep_steep, _l1_unit, _l0_sample),
-)}
-# fmt: on
+NORMS: dict[str, Norm] = {
+    norm.name: norm
+    for norm in (
+        Norm(
+            name="linf",
+            dual="l1",
+            flatten=jnp.ravel,
+            length=_linf,
+            dual_length=_l1,
+            shrink=_cap,
+            climb=_cap,
+            gains=_equal_moves,
+            steepest=_sign,
+            sample=_linf_sample,
+        ),
+        Norm(
+            name="l2",
+            dual="l2",
+            flatten=jnp.ravel,
+            length=_l2,
+            dual_length=_l2,
+            shrink=_water_fill,
+            climb=_water_fill,
+            gains=_proportional_moves,
+            steepest=_l2_unit,
+            sample=_l2_sample,
+        ),
+        Norm(
+            name="l1",
+            dual="linf",
+            flatten=jnp.ravel,
+            length=_l1,
+            dual_length=_linf,
+            shrink=_soft_threshold,
+            climb=_fill_by_slope,
+            gains=_steepest_moves,
+            steepest=_slide,
+            sample=_l1_sample,
+        ),
+        Norm(
+            name="l0",
+            dual="linf",
+            flatten=_features,
+            length=_l0,
+            dual_length=_l0_dual,
+            shrink=_keep_near,
+            climb=_keep_steep,
+            gains=None,
+            steepest=_l1_unit,
+            sample=_l0_sample,
+        ),
+    )
+}
 NORMS["l0_pixels"] = dataclasses.replace(NORMS["l0"], name="l0_pixels", flatten=_pixels)
 
 

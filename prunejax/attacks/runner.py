@@ -60,6 +60,7 @@ def run(
     eps: float | np.ndarray | None = None,
     indices: np.ndarray | None = None,
     batch_size: int = 256,
+    shrink: bool = True,
     devices: Sequence[jax.Device] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> AttackResult:
@@ -79,6 +80,8 @@ def run(
       indices: `[N]` what identifies each example (its number in the test set, say), so that its
         random numbers do not depend on which others are attacked with it; default 0 to N - 1.
       batch_size: lanes at most.
+      shrink: half of the lanes, and so on, where that is enough for all examples; False to
+        compile nothing new for the few that other attacks have left.
       devices: to share the lanes; all local ones by default.
       progress: called with (examples done, examples in all) now and then.
 
@@ -97,7 +100,7 @@ def run(
     if not len(devices):
         raise ValueError("devices is empty; at least 1 is needed, or None for all local ones.")
     mesh = Mesh(np.array(devices), ("data",))
-    lanes = _Lanes(number, _lane_count(number, batch_size, mesh.size))
+    lanes = _Lanes(number, lane_count(number if shrink else batch_size, batch_size, mesh.size))
     programs = _programs(attack, mesh)
     attempts = attack.attempts(classes)
     chunk = max(CHUNK_STEPS, int(CHUNK_SHARE * attack.steps))
@@ -322,14 +325,14 @@ def _blank(shapes: Any, key: jax.Array) -> Any:
     return jax.tree.map(blank, shapes)
 
 
-def _lane_count(number: int, batch_size: int, devices: int) -> int:
-    """`batch_size`, or an eighth of it, and so on, where that holds all examples.
+def lane_count(number: int, batch_size: int, devices: int) -> int:
+    """`batch_size`, or a half of it, and so on, where that holds all examples.
 
     Few sizes, so that few programs are compiled.
     """
     lanes = batch_size
-    while lanes // 8 >= max(number, devices):
-        lanes //= 8
+    while lanes // 2 >= max(number, devices):
+        lanes //= 2
     return -(-lanes // devices) * devices
 
 

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from jax.experimental import multihost_utils
 
 from prunejax import attacks, norms
-from prunejax.attacks import Attack
+from prunejax.attacks import Attack, Cascade
 from prunejax.classifier import Classifier
 from prunejax.data import Dataset
 from prunejax.evaluation import records
@@ -38,7 +38,7 @@ class Protocol:
     """
 
     name: str
-    attack: Attack
+    attack: Attack | Cascade
     budgets: tuple[float, ...]
     stated: float
 
@@ -236,15 +236,14 @@ def _sizes(perturbations: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def _settings(classifier: Classifier, dataset: Dataset, attack: Attack, seed: int) -> str:
+def _settings(classifier: Classifier, dataset: Dataset, attack: Attack | Cascade, seed: int) -> str:
     """What a record depends on, as JSON."""
     weights = hashlib.sha256()
     for leaf in jax.tree.leaves(classifier.variables):
         weights.update(np.asarray(leaf).tobytes())
     return json.dumps(
         {
-            "attack": type(attack).__name__,
-            **dataclasses.asdict(attack),
+            "attack": repr(attack),
             "data": [dataset.name, dataset.split, len(dataset)],
             "seed": seed,
             "weights": weights.hexdigest(),

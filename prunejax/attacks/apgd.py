@@ -1,0 +1,329 @@
+"""Auto-PGD: projected gradient ascent with momentum that chooses its own step sizes."""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prunejax import names, norms
+from prunejax.attacks import losses
+from prunejax.attacks.attack import Attack, Found, logits_of
+from prunejax.attacks.goal import Goal
+
+NORMS = ("linf", "l2", "l1")
+# With larger budgets: multiples of eps, and the percentage of the steps for each.
+STAGES = ((3, 30), (2, 30), (1, 40))
+
+
+class Point(NamedTuple):
+    """An iterate x, the gradient there, and the loss f(x)."""
+
+    x: jax.Array
+    grad: jax.Array
+    loss: jax.Array
+
+
+class Halving(NamedTuple):
+    """What the step size hangs on in Linf and L2.
+
+    Attributes:
+      eta: step size.
+      previous: the iterate before, for the momentum.
+      loss: f(previous).
+      rises: steps since the last checkpoint that raised the loss.
+      halved: whether eta was halved at the last checkpoint.
+      highest: the highest loss until the last checkpoint.
+    """
+
+    eta: jax.Array
+    previous: jax.Array
+    loss: jax.Array
+    rises: jax.Array
+    halved: jax.Array
+    highest: jax.Array
+
+
+class Sparsity(NamedTuple):
+    """What the step size hangs on in L1.
+
+    Attributes:
+      eta: step size.
+      k: features that a step moves.
+      changed: features in which the best iterate differed from the image at the last checkpoint.
+    """
+
+    eta: jax.Array
+    k: jax.Array
+    changed: jax.Array
+
+
+class APGDState(NamedTuple):
+    """State of APGD.
+
+    Attributes:
+      image, goal, eps: clean image, what is wanted, and the budget.
+      step: steps made.
+      x: the current iterate.
+      best: the iterate with the highest loss; in L1 since the budget last changed.
+      pace: the step size, and what it hangs on.
+      found: the first iterate that was adversarial.
+    """
+
+    image: jax.Array
+    goal: Goal
+    eps: jax.Array
+    step: jax.Array
+    x: jax.Array
+    best: Point
+    pace: Halving | Sparsity
+    found: Found
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class APGD(Attack):
+    """PGD that starts on the sphere, and goes back to its best point to look more closely.
+
+    In Linf and L2, with P the projection on ball and box and s the steepest direction,
+
+        z = P(x_k + eta s(grad f(x_k)))
+        x_{k+1} = P(x_k + alpha (z - x_k) + (1 - alpha) (x_k - x_{k-1}))
+
+    At a few checkpoints that lie ever closer (`windows`), eta, at first 2 eps, is halved and x goes
+    back to the best point so far if fewer than rho of the steps since the last one raised the loss,
+    or if eta was not halved there and the highest loss has not changed since. Croce & Hein (2020),
+    "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
+    attacks", algorithm 1. APGD-CE, APGD-DLR and APGD-T are the losses "cross_entropy", "dlr", and
+    "dlr" with targets=9.
+
+    In L1 only the k steepest features move, without momentum,
+
+        x_{k+1} = P(x_k + eta s),  s = sign of the gradient's k largest entries, over their number
+
+    At checkpoints every 4 % of the steps, k becomes 2/3 of the number of features that the best
+    point changes. Where this number has fallen below 0.95 of the last one, eta = eps and x goes
+    back to the best point; else eta <- max(eta / 1.5, eps / 10). Croce & Hein (2021), "Mind the
+    box: l1-APGD for sparse adversarial attacks on image classifiers", algorithm 1.
+
+    With few features it can come to rest before the maximum, where all k of them have moved alike;
+    restarts help. (Steps in proportion to the gradient do not, but were far weaker on a network.)
+
+    The projection is the exact one on the intersection of ball and box, also in L2, where the
+    paper's implementation clips after projecting on the ball. The first adversarial iterate is
+    kept, and the last one is looked at too.
+
+    Attributes:
+      loss: what is maximised, a key of `losses.LOSSES`.
+      alpha: weight of the new step against the momentum, in (0, 1]; the paper's 0.75. Not in L1.
+      rho: share of the steps that have to raise the loss, in [0, 1]; the paper's 0.75. Not in L1.
+      larger_budgets: L1 only: spend 30 % of the steps with a budget of 3 eps and 30 % with 2 eps,
+        beginning each stage at the projected best point of the one before.
+    """
+
+    norm: str = "linf"
+    steps: int = 100
+    loss: str = "cross_entropy"
+    alpha: float = 0.75
+    rho: float = 0.75
+    larger_budgets: bool = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.norm not in NORMS:
+            raise ValueError(f"norm is {self.norm!r}; APGD needs one of {', '.join(NORMS)}.")
+        names.lookup("loss", self.loss, losses.LOSSES)
+        if not 0 < self.alpha <= 1:
+            raise ValueError(f"alpha is {self.alpha}; it must lie in (0, 1].")
+        if not 0 <= self.rho <= 1:
+            raise ValueError(f"rho is {self.rho}; it must lie in [0, 1].")
+        if self.larger_budgets and self.norm != "l1":
+            raise ValueError(
+                f"larger_budgets is True with norm {self.norm!r}; it is for 'l1', leave it out."
+            )
+
+    def init(self, classifier, image, goal, key, eps) -> APGDState:
+        del classifier
+        x = self._start(key, image, eps * self._schedule().budgets[0])
+        pace = self._sparsity(image, x, eps * self._schedule().budgets[0])
+        return APGDState(
+            image=image,
+            goal=goal,
+            eps=eps,
+            step=jnp.array(0),
+            x=x,
+            best=_nowhere(x),
+            pace=pace if self.norm == "l1" else _halving(x, eps),
+            found=self.nothing_found(image),
+        )
+
+    def _start(self, key: jax.Array, image: jax.Array, eps: jax.Array) -> jax.Array:
+        """A random point of the sphere, moved into the box."""
+        if self.norm == "linf":
+            t = jax.random.uniform(key, image.shape, minval=-1.0, maxval=1.0)
+        else:
+            t = jax.random.normal(key, image.shape)
+        if self.norm != "l1":  # there the length of t decides how sparse its projection is
+            t = eps * t / jnp.maximum(norms.get(self.norm).distance(t), 1e-12)
+        return self._project(image, image + t, eps)
+
+    def step(self, classifier, state: APGDState) -> APGDState:
+        def objective(x):
+            logits = logits_of(classifier, x)
+            return losses.LOSSES[self.loss](logits, state.goal), logits
+
+        (loss, logits), grad = jax.value_and_grad(objective, has_aux=True)(state.x)
+        here = Point(state.x, grad, loss)
+        best = _where(loss > state.best.loss, here, state.best)
+        state = state._replace(best=best, found=self._look(state, logits))
+        advance = self._sparse_step if self.norm == "l1" else self._momentum_step
+        return advance(state, here)._replace(step=state.step + 1)
+
+    def _momentum_step(self, state: APGDState, here: Point) -> APGDState:
+        pace, best = state.pace, state.best
+        window = jnp.asarray(self._schedule().windows)[state.step]
+        checkpoint = window > 0
+        rises = pace.rises + (here.loss > pace.loss)
+        too_few = rises <= self.rho * window
+        no_gain = ~pace.halved & (best.loss <= pace.highest)
+        halve = checkpoint & (too_few | no_gain)
+        eta = jnp.where(halve, pace.eta / 2, pace.eta)
+        x, grad, _ = _where(halve, best, here)
+
+        direction = norms.get(self.norm).direction(grad, x)
+        z = self._project(state.image, x + eta * direction, state.eps)
+        alpha = jnp.where(state.step > 0, self.alpha, 1.0)
+        ahead = x + alpha * (z - x) + (1 - alpha) * (x - pace.previous)
+        pace = Halving(
+            eta=eta,
+            previous=x,
+            loss=here.loss,
+            rises=jnp.where(checkpoint, 0, rises),
+            halved=jnp.where(checkpoint, halve, pace.halved),
+            highest=jnp.where(checkpoint, best.loss, pace.highest),
+        )
+        return state._replace(x=self._project(state.image, ahead, state.eps), pace=pace)
+
+    def _sparse_step(self, state: APGDState, here: Point) -> APGDState:
+        pace, best, image = state.pace, state.best, state.image
+        windows, budgets = map(jnp.asarray, self._schedule())
+        eps = state.eps * budgets[state.step + 1]
+        checkpoint = windows[state.step] > 0
+        changed = _changed(image, best.x)
+        sparser = checkpoint & (changed < 0.95 * pace.changed)
+        eta = jnp.where(sparser, eps, jnp.maximum(pace.eta / 1.5, eps / 10))
+        pace = _where(checkpoint, Sparsity(eta, _two_thirds(changed), changed), pace)
+        x, grad, _ = _where(sparser, best, here)
+
+        slope = jnp.abs(grad.ravel())
+        steepest = norms.largest(slope, pace.k).reshape(grad.shape)
+        s = jnp.where(steepest, jnp.sign(grad), 0.0)
+        ahead = x + pace.eta * s / jnp.maximum(jnp.sum(jnp.abs(s.ravel())), 1.0)
+        if not self.larger_budgets:
+            return state._replace(x=self._project(image, ahead, eps), pace=pace)
+        shrunk = budgets[state.step + 1] < budgets[state.step]
+        x = self._project(image, jnp.where(shrunk, best.x, ahead), eps)
+        return state._replace(
+            x=x,
+            best=_where(shrunk, _nowhere(x), best),
+            pace=_where(shrunk, self._sparsity(image, x, eps), pace),
+        )
+
+    def _sparsity(self, image: jax.Array, x: jax.Array, eps: jax.Array) -> Sparsity:
+        """Where a stage begins at x; the paper's choice for a random start knows nothing of it."""
+        if self.larger_budgets:
+            changed = _changed(image, x)
+            return Sparsity(eps, _two_thirds(changed), changed)
+        return Sparsity(eps, jnp.array(-(-image.size // 5)), jnp.array(image.size))
+
+    def _project(self, image: jax.Array, x: jax.Array, eps: jax.Array) -> jax.Array:
+        return jnp.clip(image + norms.get(self.norm).project(x - image, image, eps), 0, 1)
+
+    def _schedule(self) -> "Schedule":
+        return schedule(self.norm, self.steps, self.larger_budgets)
+
+    def finished(self, state: APGDState) -> jax.Array:
+        return state.found.success
+
+    def result(self, classifier, state: APGDState) -> Found:
+        return self._look(state, logits_of(classifier, state.x))
+
+    def _look(self, state: APGDState, logits: jax.Array) -> Found:
+        adversarial = state.goal.reached(logits) & ~state.found.success
+        if self.larger_budgets:
+            last = jnp.asarray(self._schedule().budgets)[state.step] == 1
+            distance = norms.get(self.norm).distance(state.x - state.image)
+            adversarial &= last | (distance <= state.eps)
+        return self.nearest(state.found, state.image, state.x, adversarial)
+
+
+class Schedule(NamedTuple):
+    """What is due at which iterate x_0 ... x_steps; arrays `[steps + 1]`.
+
+    Attributes:
+      windows: at a checkpoint, the number of steps since the last one; else 0.
+      budgets: multiples of eps.
+    """
+
+    windows: np.ndarray
+    budgets: np.ndarray
+
+
+@functools.cache
+def schedule(norm: str, steps: int, larger_budgets: bool = False) -> Schedule:
+    """The checkpoints, and in L1 the stages.
+
+    In Linf and L2 the first window is 22 % of the steps, each further one 3 % shorter, and at least
+    6 % long; in L1 all are 4 % of their stage. All rounded down, but to at least 1 step.
+    """
+
+    def percent(share, of):
+        return max(share * of // 100, 1)
+
+    windows, budgets = np.zeros(steps + 1, np.int32), np.ones(steps + 1, np.float32)
+    if norm != "l1":
+        window = checkpoint = percent(22, steps)
+        while checkpoint <= steps:
+            windows[checkpoint] = window
+            window = max(window - percent(3, steps), percent(6, steps))
+            checkpoint += window
+        return Schedule(windows, budgets)
+    begin = 0
+    for budget, share in STAGES if larger_budgets else ((1, 100),):
+        end = steps if budget == 1 else min(begin + -(-share * steps // 100), steps)
+        window = percent(4, end - begin)
+        budgets[begin:end] = budget
+        windows[begin + window : end : window] = window
+        begin = end
+    budgets[steps] = 1
+    return Schedule(windows, budgets)
+
+
+def _halving(x: jax.Array, eps: jax.Array) -> Halving:
+    return Halving(
+        eta=2 * eps,
+        previous=x,
+        loss=jnp.array(jnp.inf),
+        rises=jnp.array(0),
+        halved=jnp.array(True),  # so that only the first rule counts at the first checkpoint
+        highest=jnp.array(-jnp.inf),
+    )
+
+
+def _nowhere(x: jax.Array) -> Point:
+    """What any point is better than."""
+    return Point(x, jnp.zeros_like(x), jnp.array(-jnp.inf))
+
+
+def _changed(image: jax.Array, x: jax.Array) -> jax.Array:
+    return jnp.sum((x != image).ravel())
+
+
+def _two_thirds(number: jax.Array) -> jax.Array:
+    """Rounded up, and at least 1."""
+    return jnp.maximum((2 * number + 2) // 3, 1)
+
+
+def _where(which: jax.Array, new, old):
+    return jax.tree.map(lambda a, b: jnp.where(which, a, b), new, old)

@@ -1,0 +1,83 @@
+"""AutoAttack, and its counterpart for L0: cascades of complementary attacks."""
+
+from prunejax.attacks.apgd import APGD
+from prunejax.attacks.cascade import Cascade
+from prunejax.attacks.fab import FAB
+from prunejax.attacks.fmn import FMN
+from prunejax.attacks.pgd import PGD
+from prunejax.attacks.sigma_zero import SigmaZero
+from prunejax.attacks.sparse_rs import SparseRS
+from prunejax.attacks.square import Square
+
+VERSIONS = ("standard", "plus", "rand")
+
+
+def autoattack(*, norm: str = "linf", version: str = "standard") -> Cascade:
+    """AutoAttack of Croce & Hein (2020), "Reliable evaluation of adversarial robustness with an
+    ensemble of diverse parameter-free attacks"; in L1 that of Croce & Hein (2021), "Mind the box".
+
+        standard   APGD-CE, APGD-T (9 targets), FAB-T (9 targets), Square (5,000 queries); in L1
+                   APGD-CE with 5 restarts and APGD-T with 5 targets, both with larger budgets
+        plus       APGD-CE, APGD-DLR, FAB, Square, 5 restarts each but Square; APGD-T, FAB-T
+        rand       APGD-CE and APGD-DLR, for networks made by `expectation`
+
+    Args:
+      norm: "linf", "l2" or "l1".
+      version: one of `VERSIONS`.
+
+    Raises:
+      ValueError: another norm or version.
+    """
+    if norm not in ("linf", "l2", "l1"):
+        raise ValueError(
+            f"norm is {norm!r}; AutoAttack knows 'linf', 'l2' and 'l1', for 'l0' there is "
+            "'l0_ensemble'."
+        )
+    if version not in VERSIONS:
+        raise ValueError(f"version is {version!r}; it must be one of {', '.join(VERSIONS)}.")
+    in_l1 = norm == "l1"
+    apgd = {"norm": norm, "larger_budgets": in_l1}
+    targeted = {
+        "apgd_t": APGD(loss="dlr", targets=5 if in_l1 else 9, **apgd),
+        "fab_t": FAB(norm=norm, targets=9),
+    }
+    square = {"square": Square(norm=norm)}
+    if version == "standard":
+        members = {"apgd_ce": APGD(restarts=5 if in_l1 else 1, **apgd)} | targeted | square
+    elif version == "plus":
+        members = {
+            "apgd_ce": APGD(restarts=5, **apgd),
+            "apgd_dlr": APGD(loss="dlr", restarts=5, **apgd),
+            "fab": FAB(norm=norm, restarts=5, random_start=True),
+        }
+        members |= square | targeted
+    else:
+        members = {"apgd_ce": APGD(**apgd), "apgd_dlr": APGD(loss="dlr", **apgd)}
+    return Cascade(norm=norm, members=tuple(members.items()))
+
+
+def l0_ensemble(*, norm: str = "l0", steps: int = 1000, queries: int = 10_000) -> Cascade:
+    """The strongest attacks that change few features, worst case for each example.
+
+    sigma-zero, FMN, PGD and Sparse-RS in `norm`; "l0_pixels" has no sigma-zero and FMN, which count
+    features.
+
+    Args:
+      norm: "l0" or "l0_pixels".
+      steps: of the gradient attacks; PGD gets a tenth, with 10 restarts.
+      queries: of Sparse-RS.
+
+    Raises:
+      ValueError: another norm.
+    """
+    if norm not in ("l0", "l0_pixels"):
+        raise ValueError(f"norm is {norm!r}; the L0 ensemble counts in 'l0' or 'l0_pixels'.")
+    members = {
+        "sigma_zero": SigmaZero(steps=steps),
+        "fmn": FMN(norm="l0", steps=steps),
+        "pgd": PGD(norm=norm, steps=max(steps // 10, 1), restarts=10),
+        "sparse_rs": SparseRS(norm=norm, steps=queries),
+    }
+    if norm == "l0_pixels":
+        members = {name: attack for name, attack in members.items() if attack.norm == norm}
+    return Cascade(norm=norm, members=tuple(members.items()))

@@ -1,0 +1,169 @@
+"""Several attacks one after another, each on the examples that all before it have left standing."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import ClassVar, NamedTuple
+
+import jax
+import numpy as np
+
+from prunejax.attacks import runner
+from prunejax.attacks.attack import Attack
+from prunejax.attacks.diagnostics import Diagnostics
+from prunejax.classifier import Classifier
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cascade:
+    """An ensemble whose result is the worst case for each example, at a given budget.
+
+    Attributes:
+      norm: of the budget.
+      members: names and attacks in their order, all in this norm. A minimum-norm attack succeeds
+        where its distance is within the budget.
+    """
+
+    norm: str
+    members: tuple[tuple[str, Attack], ...]
+
+    minimum_norm: ClassVar[bool] = False
+
+    def __post_init__(self):
+        if not self.members:
+            raise ValueError("members is empty; a cascade has at least one attack.")
+        names = [name for name, _ in self.members]
+        if len(set(names)) < len(names):
+            raise ValueError(f"members has the names {names}; each may appear once.")
+        for name, attack in self.members:
+            if attack.norm != self.norm:
+                raise ValueError(
+                    f"members has {name!r} in {attack.norm!r}; the budget is in {self.norm!r}."
+                )
+
+
+class CascadeResult(NamedTuple):
+    """What a cascade found, as numpy arrays with one entry an example.
+
+    Attributes:
+      images, success, distance, forwards, backwards: as in `AttackResult`; the image and distance
+        are of the first attack that succeeded.
+      diagnostics: of the first member.
+      by: number of the member that succeeded first; -1 for none, or where none was needed.
+      members: for each name the numbers of the examples it saw, and its own result on them.
+    """
+
+    images: np.ndarray
+    success: np.ndarray
+    distance: np.ndarray
+    forwards: np.ndarray
+    backwards: np.ndarray
+    diagnostics: Diagnostics
+    by: np.ndarray
+    members: dict[str, tuple[np.ndarray, runner.AttackResult]]
+
+    def warnings(self) -> list[str]:
+        """Reasons to doubt the result: those of all members, and what they say of each other."""
+        found = [
+            f"{name}: {warning}"
+            for name, (_, result) in self.members.items()
+            for warning in result.diagnostics.warnings()
+        ]
+        weaker = self._broken_without_gradients()
+        if weaker > 0.002 * len(self.success):
+            found.append(
+                f"{weaker} of {len(self.success)} examples fell to an attack without gradients "
+                "after all gradient attacks before it had failed: gradients may be masked."
+            )
+        return found
+
+    def _broken_without_gradients(self) -> int:
+        broken, seen_gradient = 0, False
+        for indices, result in self.members.values():
+            if result.backwards.any():
+                seen_gradient = True
+            elif seen_gradient:
+                broken += int(np.sum(result.success & (self.distance[indices] > 0)))
+        return broken
+
+
+def run(
+    attack: Attack | Cascade,
+    classifier: Classifier,
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    key: jax.Array,
+    eps: float | np.ndarray | None = None,
+    indices: np.ndarray | None = None,
+    batch_size: int = 256,
+    devices: Sequence[jax.Device] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> runner.AttackResult | CascadeResult:
+    """Runs one attack (`runner.run`) or a cascade of them; the arguments are the same.
+
+    Every member of a cascade starts from the clean images, with the same key as if it ran alone.
+
+    Raises:
+      ValueError: an argument out of range; raised before anything is compiled.
+    """
+    options = {"key": key, "batch_size": batch_size, "devices": devices}
+    if isinstance(attack, Attack):
+        return runner.run(
+            attack, classifier, images, labels,
+            eps=eps, indices=indices, progress=progress, **options,
+        )  # fmt: skip
+    if eps is None:
+        raise ValueError(f"eps is None; a cascade needs a budget in {attack.norm}.")
+    number = len(images)
+    indices = np.arange(number) if indices is None else np.asarray(indices)
+    budgets = np.broadcast_to(np.asarray(eps, np.float32), (number,))
+    batch_size = runner.lane_count(number, batch_size, len(devices or jax.local_devices()))
+    found, by, members = None, np.full(number, -1), {}
+    for place, (name, member) in enumerate(attack.members):
+        standing = np.arange(number) if found is None else np.flatnonzero(~found.success)
+        if not len(standing):
+            break
+
+        def report(done, left, place=place):
+            progress((place + 1) * number - left + done, len(attack.members) * number)
+
+        result = runner.run(
+            member,
+            classifier,
+            images[standing],
+            np.asarray(labels)[standing],
+            eps=None if member.minimum_norm else budgets[standing],
+            indices=indices[standing],
+            shrink=False,
+            progress=progress and report,
+            **(options | {"batch_size": batch_size}),
+        )
+        if member.minimum_norm:
+            result = _within(result, images[standing], budgets[standing])
+        members[name] = standing, result
+        if found is None:
+            found = jax.tree.map(
+                lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf, result
+            )
+        else:
+            for whole, part in zip(found[:3], result[:3], strict=True):
+                whole[standing] = part
+            for whole, part in zip(found[3:5], result[3:5], strict=True):
+                whole[standing] += part
+        by[standing[result.success & (result.distance > 0)]] = place
+    if progress is not None:
+        progress(len(attack.members) * number, len(attack.members) * number)
+    return CascadeResult(*found, by=by, members=members)
+
+
+def _within(
+    result: runner.AttackResult, images: np.ndarray, budgets: np.ndarray
+) -> runner.AttackResult:
+    """What a minimum-norm attack is worth at these budgets."""
+    success = result.success & (result.distance <= budgets)
+    keep = success.reshape(-1, *(1,) * (images.ndim - 1))
+    return result._replace(
+        images=np.where(keep, result.images, images).astype(np.float32),
+        success=success,
+        distance=np.where(success, result.distance, np.inf).astype(np.float32),
+    )

@@ -1,0 +1,73 @@
+"""Expectation over transformation: a randomised network as a deterministic classifier."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from prunejax.classifier import Classifier
+
+Randomised = Callable[[Any, jax.Array, jax.Array], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Expectation:
+    """Mean log-probabilities of a randomised network over fresh draws for each image.
+
+    The draws are a function of the image's bits: another iterate of an attack meets other draws, as
+    when the network drew anew at each pass, and yet the same image gives the same answer, so that
+    attacks, their confirmation and their resumption stay reproducible. Gradients are the mean over
+    the draws: expectation over transformation, Athalye et al. (2018), "Synthesizing robust
+    adversarial examples".
+
+    Attributes:
+      apply_fn: `(variables, images [B, ...], key) -> logits [B, C]`.
+      samples: draws for an image; AutoAttack's "rand" takes 20.
+      seed: of the draws.
+    """
+
+    apply_fn: Randomised
+    samples: int = 20
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.samples < 1:
+            raise ValueError(f"samples is {self.samples}; at least 1 draw is needed.")
+
+    def __call__(self, variables: Any, images: jax.Array) -> jax.Array:
+        def one(image):
+            key = jax.random.fold_in(jax.random.key(self.seed), _fingerprint(image))
+            keys = jax.random.split(key, self.samples)
+            draw = jax.vmap(lambda key: self.apply_fn(variables, image[None], key)[0])
+            return jnp.mean(jax.nn.log_softmax(draw(keys)), axis=0)
+
+        return jax.vmap(one)(images)
+
+
+def expectation(
+    apply_fn: Randomised, variables: Any, *, samples: int = 20, seed: int = 0
+) -> Classifier:
+    """A classifier for `attacks.run` from a network that needs a key at each pass.
+
+    Args:
+      apply_fn: `(variables, images [B, ...], key) -> logits [B, C]`.
+      variables: its variables.
+      samples: draws to average over.
+      seed: of the draws.
+
+    Raises:
+      ValueError: fewer than one draw.
+    """
+    return Classifier(variables, Expectation(apply_fn, samples, seed))
+
+
+def _fingerprint(image: jax.Array) -> jax.Array:
+    """An integer that another image most likely does not have."""
+    bits = jax.lax.bitcast_convert_type(
+        jax.lax.stop_gradient(image.ravel()).astype(jnp.float32), jnp.uint32
+    )
+    # Odd multipliers that differ by position: neither a swap nor a small change goes unnoticed.
+    weights = 2 * jnp.arange(bits.size, dtype=jnp.uint32) + jnp.uint32(2_654_435_761)
+    return jnp.sum(bits * weights, dtype=jnp.uint32)

@@ -1,0 +1,163 @@
+"""Fast minimum-norm attack: gradient steps inside a ball that shrinks and grows, in every norm."""
+
+import dataclasses
+from typing import ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from prunejax import norms
+from prunejax.attacks import losses
+from prunejax.attacks.attack import Attack, Found, logits_of
+from prunejax.attacks.goal import Goal
+
+
+class FMNState(NamedTuple):
+    """State of FMN.
+
+    Attributes:
+      image, goal: clean image and what is wanted.
+      step: steps made.
+      x: the current iterate, image + delta.
+      eps: radius of the ball.
+      found: the nearest adversarial iterate.
+    """
+
+    image: jax.Array
+    goal: Goal
+    step: jax.Array
+    x: jax.Array
+    eps: jax.Array
+    found: Found
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FMN(Attack):
+    """Minimum norm: climb the margin L within a ball, and move its radius to the boundary.
+
+        eps <- ||delta|| + |L| / ||grad L||_dual    while nothing adversarial was seen, then
+        eps <- min((1 - gamma) eps, ||delta_best||) where adversarial, else  (1 + gamma) eps
+        delta <- P(delta + alpha grad L / ||grad L||_2)
+
+    where P projects on ball and box. In L0 eps starts at 1 and is an integer: gamma eps is rounded
+    away from eps, so that it moves by at least 1. alpha decays to a hundredth and gamma
+    to `gamma_final` by a cosine. Pintor et al. (2021), "Fast minimum-norm adversarial attacks
+    through adaptive norm constraints", algorithm 1. "l0" counts features: channel values.
+
+    Changed for images with many entries on the edge of the box: except in L0, entries of the
+    gradient that would leave the box count as zero, else the boundary seems nearer than it is; and
+    P is exact for the intersection of ball and box, in L2 of sphere and box. With 100 steps against
+    a robust network the median L2 distance is so 0.78 instead of 0.87. And eps overshoots the
+    boundary expected by the share `gamma_final`, which a linear network would hit and never cross.
+
+    Attributes:
+      steps: 1000 are the most that the paper made, and what it and AttackBench use in L0.
+      alpha: step length at the start, the L2 norm of a step; by default 10 in Linf (AttackBench),
+        where steps along the gradient lengthen few entries, else 1 (the paper).
+      gamma: relative change of eps at the start, in (0, 1); 0.05 in the paper.
+      gamma_final: relative change of eps at the end, in (0, gamma]; 0.001 in the paper.
+    """
+
+    norm: str = "l2"
+    steps: int = 1000
+    alpha: float | None = None
+    gamma: float = 0.05
+    gamma_final: float = 0.001
+
+    minimum_norm: ClassVar[bool] = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.norm not in ("l0", "l1", "l2", "linf"):
+            raise ValueError(f"norm is {self.norm!r}; FMN measures in 'l0', 'l1', 'l2' or 'linf'.")
+        if self.alpha is not None and not self.alpha > 0:
+            raise ValueError(f"alpha is {self.alpha}; it must be positive.")
+        if not 0 < self.gamma < 1:
+            raise ValueError(f"gamma is {self.gamma}; it must lie in (0, 1).")
+        if not 0 < self.gamma_final <= self.gamma:
+            raise ValueError(
+                f"gamma_final is {self.gamma_final}; it must lie in (0, gamma = {self.gamma}]."
+            )
+
+    def init(self, classifier, image, goal, key, eps) -> FMNState:
+        del classifier, key, eps
+        eps = jnp.array(1.0 if self.norm == "l0" else jnp.inf)
+        return FMNState(image, goal, jnp.array(0), image, eps, self.nothing_found(image))
+
+    def step(self, classifier, state: FMNState) -> FMNState:
+        def objective(x):
+            logits = logits_of(classifier, x)
+            return losses.margin(logits, state.goal), logits
+
+        norm = norms.get(self.norm)
+        (L, logits), grad = jax.value_and_grad(objective, has_aux=True)(state.x)
+        adversarial = state.goal.reached(logits)
+        found = self.nearest(state.found, state.image, state.x, adversarial)
+
+        gamma = self.gamma_at(state.step)
+        if self.norm == "l0":
+            eps = radius_in_l0(state.eps, gamma, adversarial, found.distance)
+        else:
+            blocked = ((state.x >= 1) & (grad > 0)) | ((state.x <= 0) & (grad < 0))
+            grad = jnp.where(blocked, 0.0, grad)
+            length = norm.distance(state.x - state.image)
+            boundary = length + jnp.abs(L) / jnp.maximum(norm.dual_distance(grad), 1e-12)
+            boundary = (1 + self.gamma_final) * boundary
+            eps = radius(state.eps, gamma, adversarial, found.distance, boundary)
+        corner = norm.distance(jnp.maximum(state.image, 1 - state.image))
+        eps = jnp.minimum(eps, corner)
+
+        direction = norms.get("l2").direction(grad, state.x)
+        delta = state.x + self.alpha_at(state.step) * direction - state.image
+        # In L2 the longest of the direction of delta: what a ball leaves inside stays behind eps.
+        project = norm.maximizer if self.norm == "l2" else norm.project
+        x = jnp.clip(state.image + project(delta, state.image, eps), 0, 1)
+        return state._replace(step=state.step + 1, x=x, eps=eps, found=found)
+
+    def alpha_at(self, step: jax.Array) -> jax.Array:
+        """Step length of a step, counted from 0."""
+        alpha = self.alpha or (10.0 if self.norm == "linf" else 1.0)
+        return optax.cosine_decay_schedule(alpha, self.steps, alpha=0.01)(step)
+
+    def gamma_at(self, step: jax.Array) -> jax.Array:
+        """Relative change of eps in a step, counted from 0."""
+        share = self.gamma_final / self.gamma
+        return optax.cosine_decay_schedule(self.gamma, self.steps, alpha=share)(step)
+
+    def finished(self, state: FMNState) -> jax.Array:
+        return jnp.array(False)
+
+    def result(self, classifier, state: FMNState) -> Found:
+        adversarial = state.goal.reached(logits_of(classifier, state.x))
+        return self.nearest(state.found, state.image, state.x, adversarial)
+
+
+def radius(
+    eps: jax.Array,
+    gamma: jax.Array,
+    adversarial: jax.Array,
+    best: jax.Array,
+    boundary: jax.Array,
+) -> jax.Array:
+    """The next radius in Linf, L2 and L1.
+
+    Args:
+      eps: the radius now.
+      gamma: its relative change.
+      adversarial: whether the iterate is.
+      best: distance of the nearest adversarial iterate; `inf` if there is none.
+      boundary: how far away the boundary is expected, from the clean image.
+    """
+    unseen = jnp.isinf(best)
+    grown = jnp.where(unseen, boundary, (1 + gamma) * eps)
+    return jnp.where(adversarial, jnp.minimum((1 - gamma) * eps, best), grown)
+
+
+def radius_in_l0(
+    eps: jax.Array, gamma: jax.Array, adversarial: jax.Array, best: jax.Array
+) -> jax.Array:
+    """The next number of features; at least one more or less, 0 at least. Arguments as before."""
+    fewer = jnp.minimum(jnp.minimum(eps - 1, jnp.floor((1 - gamma) * eps)), best)
+    more = jnp.maximum(eps + 1, jnp.floor((1 + gamma) * eps))
+    return jnp.maximum(jnp.where(adversarial, fewer, more), 0.0)

@@ -1,0 +1,131 @@
+"""Random search, what the black-box attacks share: propose, query, keep what is better."""
+
+import dataclasses
+from typing import ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prunejax import names
+from prunejax.attacks import losses
+from prunejax.attacks.attack import Attack, Found, Passes, logits_of
+from prunejax.attacks.goal import Goal
+
+# The published schedules are given for this many queries.
+SCHEDULE_QUERIES = 10_000
+
+
+class Point(NamedTuple):
+    """Where the search is.
+
+    Attributes:
+      x: the image, within ball and box.
+      chosen: `[units]` which units may differ from the clean image; None where that is not needed.
+    """
+
+    x: jax.Array
+    chosen: jax.Array | None = None
+
+
+class RandomSearchState(NamedTuple):
+    """State of a random search.
+
+    Attributes:
+      image, goal, eps, key: clean image, what is wanted, the budget, and the example's key.
+      step: proposals made.
+      best: the start, or the proposal accepted last.
+      loss: its loss.
+      adversarial: whether it is what is wanted; nothing is accepted from then on.
+    """
+
+    image: jax.Array
+    goal: Goal
+    eps: jax.Array
+    key: jax.Array
+    step: jax.Array
+    best: Point
+    loss: jax.Array
+    adversarial: jax.Array
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RandomSearch(Attack):
+    """Proposes random changes and keeps those that raise the loss or succeed. No gradients.
+
+    Attributes:
+      steps: proposals, a query (forward pass) each; the start costs one more.
+      loss: what is raised, a key of `losses.LOSSES`.
+      rescale_schedule: stretch or squeeze the schedule, made for 10,000 queries, to `steps`.
+    """
+
+    loss: str = "margin"
+    rescale_schedule: bool = False
+
+    init_passes: ClassVar[Passes] = Passes(1, 0)
+    step_passes: ClassVar[Passes] = Passes(1, 0)
+    result_passes: ClassVar[Passes] = Passes(0, 0)
+
+    def __post_init__(self):
+        super().__post_init__()
+        names.lookup("loss", self.loss, losses.LOSSES)
+
+    def start(self, key: jax.Array, image: jax.Array, eps: jax.Array) -> Point:
+        """A random point within ball and box."""
+        raise NotImplementedError
+
+    def propose(self, key: jax.Array, state: RandomSearchState) -> Point:
+        """A random change of `state.best`, within ball and box."""
+        raise NotImplementedError
+
+    def init(self, classifier, image, goal, key, eps) -> RandomSearchState:
+        start = self.start(jax.random.fold_in(key, 0), image, eps)
+        loss, adversarial = self._query(classifier, goal, start.x)
+        return RandomSearchState(
+            image, goal, eps, key, jnp.array(0), start, loss, adversarial
+        )  # fmt: skip
+
+    def step(self, classifier, state: RandomSearchState) -> RandomSearchState:
+        proposal = self.propose(jax.random.fold_in(state.key, state.step + 1), state)
+        loss, reached = self._query(classifier, state.goal, proposal.x)
+        accepted = ~state.adversarial & (reached | (loss > state.loss))
+        best, loss = jax.tree.map(
+            lambda new, old: jnp.where(accepted, new, old),
+            (proposal, loss),
+            (state.best, state.loss),
+        )
+        return state._replace(
+            step=state.step + 1,
+            best=best,
+            loss=loss,
+            adversarial=state.adversarial | reached,
+        )
+
+    def finished(self, state: RandomSearchState) -> jax.Array:
+        return state.adversarial
+
+    def result(self, classifier, state: RandomSearchState) -> Found:
+        del classifier  # the last iterate has been looked at
+        nothing = self.nothing_found(state.image)
+        return self.nearest(nothing, state.image, state.best.x, state.adversarial)
+
+    def _query(self, classifier, goal: Goal, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        logits = logits_of(classifier, x)
+        return losses.LOSSES[self.loss](logits, goal), goal.reached(logits)
+
+    def query_of_schedule(self, query: jax.Array) -> jax.Array:
+        """Which query of a run of 10,000 this one stands for."""
+        if not self.rescale_schedule:
+            return query
+        return jnp.floor(query * np.float32(SCHEDULE_QUERIES / self.steps) + 1e-3)
+
+
+def flipped(key: jax.Array, corner: jax.Array) -> jax.Array:
+    """Another corner of the cube than the one given, booleans `[C]`, uniformly at random.
+
+    Leading axes are flipped alike. Of more than 30 entries only the first 30 are flipped.
+    """
+    channels = jnp.arange(corner.shape[-1])
+    number = jax.random.randint(key, (), 1, 2 ** min(len(channels), 30))
+    flips = (number >> jnp.minimum(channels, 30)) & 1
+    return corner ^ (flips == 1)

@@ -1,0 +1,232 @@
+"""Square: a black-box attack by random search over squares."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prunejax import norms
+from prunejax.attacks.random_search import Point, RandomSearch, RandomSearchState, flipped
+
+# p is halved after each of these queries.
+HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+TILES = 5  # a side, at the start in L2 and L1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Square(RandomSearch):
+    """Random search that changes one square window a query; needs no gradients.
+
+    Linf: the window at a random place is moved to x +- eps, one random sign a channel; the start is
+    vertical stripes of +-eps. L2 and L1: a bump with a positive and a negative half is added to a
+    first window, which takes over the mass of a second one and what is left of the budget,
+
+        nu <- eta_s rho / ||.|| + delta_1 / ||delta_1||,  rho in {-1, 1} a channel
+        delta_2 <- 0,  delta_1 <- nu / ||nu|| * (mass of both windows and of what is left)
+
+    and delta is scaled to eps (L2) or projected (L1); the start is a 5 x 5 grid of bumps. The
+    window's side is s = sqrt(p H W), with p halved after 10, 50, 200, 500, 1000, 2000, 4000, 6000
+    and 8000 queries. Every image has windows of its own, and they may touch every edge.
+
+    Andriushchenko et al. (2020), "Square Attack", algorithms 1 to 3; the L1 variant is Croce &
+    Hein's (2021), "Mind the box". As in the authors' code, signs that would change nothing in Linf
+    are drawn anew. A vector `[d]` is an image of d x 1 pixels. Where a square of p H W pixels does
+    not fit, the window is a rectangle as wide as the shorter side.
+
+    Attributes:
+      p_init: share of the pixels in the first windows, in (0, 1]; 0.8 as in AutoAttack.
+    """
+
+    norm: str = "linf"
+    steps: int = 5000
+    p_init: float = 0.8
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.norm not in ("linf", "l2", "l1"):
+            raise ValueError(f"norm is {self.norm!r}; Square knows 'linf', 'l2' and 'l1'.")
+        if not 0 < self.p_init <= 1:
+            raise ValueError(f"p_init is {self.p_init}; it must lie in (0, 1].")
+
+    def window(self, step: jax.Array, height: int, width: int) -> tuple[jax.Array, jax.Array]:
+        """Height and width of the windows after so many steps."""
+        halvings = jnp.sum(self.query_of_schedule(step) > jnp.array(HALVINGS))
+        area = self.p_init * height * width * 0.5**halvings
+        s = jnp.sqrt(area)
+        sides = ((jnp.maximum(s, area / width), height), (jnp.maximum(s, area / height), width))
+        if self.norm == "linf":
+            return tuple(jnp.clip(jnp.round(s), 1, most).astype(int) for s, most in sides)
+        odd = [jnp.maximum(jnp.round(s), 3).astype(int) | 1 for s, _ in sides]
+        return tuple(jnp.minimum(s, most) for s, (_, most) in zip(odd, sides, strict=True))
+
+    def start(self, key, image, eps) -> Point:
+        height, width, channels = _grid(image)
+        if self.norm == "linf":
+            stripes = jax.random.rademacher(key, (1, width, channels), jnp.float32)
+            delta = jnp.broadcast_to(eps * stripes, (height, width, channels))
+            return Point(jnp.clip(image + delta.reshape(image.shape), 0, 1))
+
+        key_sign, key_turn = jax.random.split(key)
+        rows, columns = _tiles(height), _tiles(width)
+        tiles = (max(rows.index) + 1, max(columns.index) + 1)
+        sign = jax.random.rademacher(key_sign, (channels, *tiles), jnp.float32)
+        turned = jax.random.bernoulli(key_turn, shape=tiles)
+        of = np.ix_(rows.index, columns.index)
+        bumps = [
+            self.bump(rows.offset, columns.offset, (rows.side, columns.side), turn)
+            for turn in (False, True)
+        ]
+        eta = jnp.where(turned[of], bumps[1], bumps[0])
+        delta = (sign[(slice(None), *of)] * eta).reshape(channels, -1)
+        return Point(self._within(eps * delta / _nonzero(self._length(delta)), image, eps))
+
+    def propose(self, key, state: RandomSearchState) -> Point:
+        return self._recolour(key, state) if self.norm == "linf" else self._move_mass(key, state)
+
+    def _recolour(self, key, state) -> Point:
+        height, width, channels = _grid(state.image)
+        key_corner, key_sign, key_other = jax.random.split(key, 3)
+        size = self.window(state.step, height, width)
+        inside = _inside(*_place(key_corner, size, (height, width)), size)
+
+        def candidate(up):
+            edge = jnp.clip(state.image + state.eps * jnp.where(up, 1.0, -1.0), 0, 1)
+            window = jnp.broadcast_to(inside[..., None], (height, width, channels))
+            return jnp.where(window.reshape(edge.shape), edge, state.best.x)
+
+        up = jax.random.bernoulli(key_sign, shape=(channels,))
+        up = up if state.image.ndim == 3 else up[0]
+        same = jnp.all(candidate(up) == state.best.x)
+        other = flipped(key_other, jnp.atleast_1d(up)).reshape(up.shape)
+        return Point(candidate(jnp.where(same, other, up)))
+
+    def _move_mass(self, key, state) -> Point:
+        height, width, channels = _grid(state.image)
+        key_first, key_second, key_sign, key_turn = jax.random.split(key, 4)
+        size = self.window(state.step, height, width)
+        rows, columns = _place(key_first, size, (height, width))
+        first = _inside(rows, columns, size).ravel()
+        second = _inside(*_place(key_second, size, (height, width)), size).ravel()
+
+        delta = _planes(state.best.x - state.image)
+        left = jnp.maximum(state.eps**self._power - jnp.sum(self._mass(delta)), 0) / channels
+        mass = left + self._mass(jnp.where(first | second, delta, 0.0))
+        if self.norm == "l1":  # longer than the budget: what is too much, the projection takes
+            mass = mass * channels
+
+        sign = jax.random.rademacher(key_sign, (channels, 1), jnp.float32)
+        eta = self.bump(rows, columns, size, jax.random.bernoulli(key_turn)).ravel()
+        old = jnp.where(first, delta, 0.0)
+        nu = sign * eta + old / _nonzero(self._mass(old) ** (1 / self._power))
+        nu = nu * (mass / _nonzero(self._mass(nu))) ** (1 / self._power)
+        delta = jnp.where(first, nu, jnp.where(second, 0.0, delta))
+        return Point(self._within(delta, state.image, state.eps))
+
+    def bump(self, rows, columns, size, turned) -> jax.Array:
+        """eta_s `[H, W]`: two opposite bumps of equal length, together of length 1.
+
+        A bump is sum_c 1 / (c + 1)^a over the rectangles |offset from the centre|_inf <= c that
+        fit, a = 2 in L2 and 4 in L1.
+
+        Args:
+          rows, columns: `[H]` and `[W]` offsets from the window's corner; outside of it 0.
+          size: height and width of the window.
+          turned: whether the halves lie beside and not on top of each other.
+        """
+        longest = max(len(rows), len(columns)) + 2
+        exponent = 4 if self.norm == "l1" else 2
+        sums = jnp.array(np.cumsum(np.r_[0, 1 / np.arange(1, longest + 1.0) ** exponent]), "f4")
+        (at_row, end_row, sign_row), (at_column, end_column, sign_column) = (
+            _profile(sums, rows, size[0], ~jnp.asarray(turned)),
+            _profile(sums, columns, size[1], jnp.asarray(turned)),
+        )
+        # The sums rise, so that of the larger offset is the larger of the two sums.
+        height = jnp.maximum(end_row[:, None], end_column) - jnp.maximum(at_row[:, None], at_column)
+        sign = sign_row[:, None] * sign_column
+        halves = jnp.stack([jnp.where(sign > 0, height, 0), jnp.where(sign < 0, height, 0)])
+        lengths = self._mass(halves.reshape(2, -1)) ** (1 / self._power)
+        upper, lower = halves / _nonzero(lengths)[..., None]
+        return (upper - lower) / jnp.sum(lengths > 0) ** (1 / self._power)
+
+    @property
+    def _power(self) -> int:
+        return 2 if self.norm == "l2" else 1
+
+    def _mass(self, planes: jax.Array) -> jax.Array:
+        """Sum over each plane of |.|^2 in L2, of |.| in L1: `[C, HW]` -> `[C, 1]`."""
+        return jnp.sum(jnp.abs(planes) ** self._power, axis=1, keepdims=True)
+
+    def _length(self, planes: jax.Array) -> jax.Array:
+        return jnp.sum(self._mass(planes)) ** (1 / self._power)
+
+    def _within(self, planes: jax.Array, image: jax.Array, eps: jax.Array) -> jax.Array:
+        if self.norm == "l2":
+            planes = eps * planes / _nonzero(self._length(planes))
+        delta = planes.T.reshape(image.shape)
+        if self.norm == "l1":
+            delta = norms.get("l1").project(delta, image, eps)
+        return jnp.clip(image + delta, 0, 1)
+
+
+class _Tiles(NamedTuple):
+    """A side of the image cut into tiles: which tile, and where in it; -1 outside of all."""
+
+    index: np.ndarray
+    offset: np.ndarray
+    side: int
+
+
+def _tiles(length: int) -> _Tiles:
+    side, number = max(length // TILES, 1), min(length, TILES)
+    position = np.arange(length) - (length - side * number) // 2
+    outside = (position < 0) | (position >= side * number)
+    index = np.clip(position // side, 0, number - 1)
+    return _Tiles(index, np.where(outside, -1, position % side), side)
+
+
+def _grid(image: jax.Array) -> tuple[int, int, int]:
+    """Height, width and channels."""
+    if image.ndim > 3:
+        raise ValueError(
+            f"images has shape [N, {', '.join(map(str, image.shape))}]; Square needs "
+            "[N, H, W, C], [N, H, W] or [N, d]."
+        )
+    return (*image.shape, 1, 1)[:3]
+
+
+def _planes(image: jax.Array) -> jax.Array:
+    """The channels one after the other, `[C, HW]`."""
+    return image.reshape(-1, _grid(image)[2]).T
+
+
+def _place(key: jax.Array, size, shape: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
+    """Offsets of all rows `[H]` and columns `[W]` from the corner of a window put at random."""
+    most = jnp.array(shape) - jnp.stack(size)
+    corner = jax.random.randint(key, (2,), 0, most + 1)
+    return tuple(jnp.arange(length) - corner[axis] for axis, length in enumerate(shape))
+
+
+def _inside(rows: jax.Array, columns: jax.Array, size) -> jax.Array:
+    """`[H, W]` whether these offsets lie in the window."""
+    row, column = (
+        (offset >= 0) & (offset < side) for offset, side in zip((rows, columns), size, strict=True)
+    )
+    return row[:, None] & column
+
+
+def _profile(sums: jax.Array, offset: jax.Array, side: jax.Array, halved: jax.Array):
+    """One axis of a bump: the sums up to each offset and up to the end, and the sign there."""
+    half = side // 2
+    lower = halved & (offset >= half)
+    start = jnp.where(lower, half, 0)
+    part = jnp.where(halved, jnp.where(lower, side - half, half), side)
+    distance = jnp.abs(offset - start - part // 2)
+    inside = (offset >= 0) & (offset < side)
+    sign = jnp.where(inside, jnp.where(lower, -1, 1), 0)
+    return sums[distance], sums[part // 2 + 1], sign
+
+
+def _nonzero(length: jax.Array) -> jax.Array:
+    return jnp.where(length > 0, length, 1.0)

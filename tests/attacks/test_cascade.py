@@ -1,0 +1,175 @@
+"""Cascades, budgets by bisection and curves, against what single attacks and geometry say."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from prunejax import attacks
+from prunejax.attacks import runner
+from prunejax.classifier import Classifier
+from tests.linear_models import minimum_distances, random_linear
+
+KEY = jax.random.key(0)
+MEMBERS = (
+    ("fgsm", attacks.FGSM()),
+    ("apgd", attacks.APGD(steps=20)),
+    ("fab", attacks.FAB(steps=20)),
+    ("square", attacks.Square(steps=60)),
+)
+
+
+@pytest.fixture(scope="module")
+def cascaded(relu_network):
+    images, labels = relu_network.examples(40, wrong=4)
+    cascade = attacks.Cascade(norm="linf", members=MEMBERS)
+    options = {"key": KEY, "eps": 0.03, "batch_size": 16}
+    return attacks.run(cascade, relu_network.classifier, images, labels, **options), options
+
+
+def test_a_member_sees_what_those_before_it_left_and_finds_what_it_finds_alone(
+    cascaded, relu_network
+):
+    result, options = cascaded
+    images, labels = relu_network.examples(40, wrong=4)
+    standing = np.arange(40)
+    for place, (name, attack) in enumerate(MEMBERS):
+        seen, own = result.members[name]
+        assert np.array_equal(seen, standing)
+        budget = {"eps": None} if attack.minimum_norm else {}
+        alone = runner.run(attack, relu_network.classifier, images, labels, **(options | budget))
+        won = (alone.distance <= 0.03 + 1e-6)[seen]
+        assert np.array_equal(own.success, won)
+        np.testing.assert_allclose(own.distance[won], alone.distance[seen][won], rtol=1e-4)
+        fell = seen[won & (own.distance > 0)]
+        assert np.array_equal(np.flatnonzero(result.by == place), fell)
+        np.testing.assert_allclose(result.images[seen[won]], own.images[won])
+        standing = seen[~own.success]
+    assert np.array_equal(np.flatnonzero(~result.success), standing)
+    assert 0 < len(standing) < 36
+
+
+def test_the_result_of_a_cascade_is_within_budget_and_adversarial(cascaded, relu_network):
+    result, _ = cascaded
+    images, labels = relu_network.examples(40, wrong=4)
+    assert np.abs(result.images - images).max() <= 0.03 + 1e-6
+    wrong = relu_network.logits(result.images).argmax(axis=1) != labels
+    assert np.array_equal(wrong, result.success)
+    assert np.array_equal(result.distance == 0, np.arange(40) >= 36)
+    assert np.array_equal(result.by[36:], [-1] * 4)
+    # Every member's passes are counted: the robust ones met all four.
+    robust = ~result.success
+    assert np.array_equal(result.forwards[robust], np.full(robust.sum(), 2 + 21 + 40 + 61))
+
+
+class CountingNetwork:
+    """Notes the batch shapes with which it is traced."""
+
+    def __init__(self):
+        self.traced = []
+
+    def __call__(self, variables, images):
+        self.traced.append(images.shape)
+        flat = images.reshape(len(images), -1)
+        return jnp.stack([jnp.zeros(len(images)), jnp.sin(flat @ variables)], axis=1)
+
+
+def test_other_numbers_of_survivors_compile_nothing():
+    rng = np.random.default_rng(0)
+    network = CountingNetwork()
+    images = rng.uniform(size=(40, 3, 2)).astype(np.float32)
+    weights = rng.normal(size=6).astype(np.float32)
+    labels = (np.sin(images.reshape(40, -1) @ weights) > 0).astype(int)
+    cascade = attacks.Cascade(norm="linf", members=MEMBERS)
+
+    def survivors(scale, eps):
+        classifier = Classifier(scale * weights, network)
+        result = attacks.run(cascade, classifier, images, labels, key=KEY, eps=eps, batch_size=16)
+        return [len(seen) for seen, _ in result.members.values()]
+
+    first = survivors(1, 0.01)
+    before = len(network.traced)
+    second = survivors(1, 0.2)
+    assert len(first) == len(second) == 4
+    assert first != second
+    # Only the check of the arguments asks for the shape of the logits, of two images.
+    assert set(network.traced[before:]) == {(2, 3, 2)}
+
+
+def _masked(_, images):
+    """Class 1 above 0.5, with a gradient that always points the wrong way."""
+    x = images[:, 0, 0, 0]
+    lying = jax.lax.stop_gradient(2 * x) - x
+    return jnp.stack([jnp.full_like(x, 0.5), lying], axis=1)
+
+
+def test_masked_gradients_are_noticed():
+    images, labels = np.full((5, 1, 1, 1), 0.45, np.float32), np.zeros(5, int)
+    members = (("pgd", attacks.PGD(steps=5)), ("square", attacks.Square(steps=30)))
+    cascade = attacks.Cascade(norm="linf", members=(("fgsm", attacks.FGSM()), members[1]))
+    result = attacks.run(cascade, Classifier(None, _masked), images, labels, key=KEY, eps=0.1)
+    assert np.array_equal(result.by, [1] * 5)
+    assert any("gradients may be masked" in warning for warning in result.warnings())
+
+
+@pytest.mark.parametrize(
+    ("norm", "attack"),
+    [
+        ("linf", attacks.APGD(steps=30)),
+        ("l2", attacks.PGD(norm="l2", steps=40)),
+        ("l0", attacks.PGD(norm="l0", steps=40)),
+    ],
+)
+def test_bisection_finds_the_distance_of_a_linear_network(norm, attack, linear_classifier):
+    problem = random_linear(0, (20,), classes=2)
+    exact = minimum_distances(problem, norm)
+    result = attacks.smallest_budget(
+        attack, linear_classifier(problem), problem.images, problem.labels,
+        upper=20.0 if norm == "l0" else 2.0, key=KEY, halvings=14,
+    )  # fmt: skip
+    assert result.success.all()
+    assert np.all(result.distance >= exact * (1 - 1e-5))
+    assert np.all(result.distance <= (exact if norm == "l0" else 1.02 * exact))
+
+
+def test_bisection_leaves_what_does_not_fall_at_the_upper_budget(linear_classifier):
+    problem = random_linear(0, (20,), classes=2)
+    exact = minimum_distances(problem, "linf")
+    upper = np.median(exact)
+    result = attacks.smallest_budget(
+        attacks.APGD(steps=30), linear_classifier(problem), problem.images, problem.labels,
+        upper=upper, key=KEY, halvings=14,
+    )  # fmt: skip
+    assert np.array_equal(result.success, exact < upper)
+    assert np.array_equal(np.isinf(result.distance), exact >= upper)
+
+
+@pytest.mark.parametrize("attack", [attacks.FGSM(), attacks.FAB()])
+def test_a_curve_is_one_minus_the_distribution_of_the_distances(attack, linear_classifier):
+    problem = random_linear(1, (20,), classes=2)
+    exact = np.sort(minimum_distances(problem, "linf"))
+    budgets = [0.0, *(exact[:-1] + exact[1:]) / 2, 2.0]
+    accuracies = attacks.robust_accuracies(
+        attack, linear_classifier(problem), problem.images, problem.labels, budgets, key=KEY
+    )
+    np.testing.assert_allclose(accuracies, 1 - np.arange(9) / 8)
+
+
+def test_wrong_arguments_are_named(relu_network):
+    images, labels = relu_network.examples(2)
+    some = relu_network.classifier, images, labels
+    with pytest.raises(ValueError, match=r"'ddn' in 'l2'; the budget is in 'linf'"):
+        attacks.Cascade(norm="linf", members=(("ddn", attacks.DDN()),))
+    with pytest.raises(ValueError, match="members is empty"):
+        attacks.Cascade(norm="linf", members=())
+    cascade = attacks.Cascade(norm="linf", members=MEMBERS)
+    with pytest.raises(ValueError, match="eps is None; a cascade needs a budget in linf"):
+        attacks.run(cascade, *some, key=KEY)
+    with pytest.raises(ValueError, match="finds the smallest budget by itself"):
+        attacks.smallest_budget(attacks.DDN(), *some, upper=1.0, key=KEY)
+    with pytest.raises(ValueError, match="budgets is"):
+        attacks.robust_accuracies(attacks.FGSM(), *some, [0.2, 0.1], key=KEY)
+    with pytest.raises(ValueError, match="AutoAttack knows 'linf', 'l2' and 'l1'"):
+        attacks.autoattack(norm="l0")
+    with pytest.raises(ValueError, match="version is 'standart'"):
+        attacks.create("autoattack", version="standart")

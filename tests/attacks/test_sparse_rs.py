@@ -1,0 +1,131 @@
+"""Sparse-RS: its schedule and its swaps against the published rules; its strength."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from prunejax import attacks
+from prunejax.attacks.sparse_rs import random_subsets
+from tests.attacks.random_walks import assert_search_is_sound, walk
+from tests.attacks.test_closed_form import assert_valid, check_budgets
+from tests.linear_models import minimum_distances, random_linear
+
+KEY = jax.random.key(0)
+
+# The paper's appendix: alpha over alpha_init up to that query.
+TABLE = ((50, 2), (200, 4), (500, 5), (1000, 6), (2000, 8), (4000, 10), (6000, 12), (8000, 15))
+
+
+def published_swaps(query: int, alpha_init: float, k: int) -> int:
+    divisor = next((divisor for last, divisor in TABLE if query <= last), 20)
+    return max(int(alpha_init / divisor * k + 1e-9), 1)
+
+
+def test_swaps_follow_the_published_schedule():
+    queries = np.r_[1:60, 195:205, 495:505, 999:1003, 1999:2003, 3999:4003, 5999:6003, 7999:8003]
+    for k, alpha_init in ((5, 0.3), (24, 0.3), (100, 0.3), (150, 0.1)):
+        attack = attacks.SparseRS(alpha_init=alpha_init)
+        swaps = jax.vmap(lambda step, a=attack, k=k: a.swaps(step, k))(queries - 1)
+        assert swaps.tolist() == [published_swaps(query, alpha_init, k) for query in queries]
+
+
+def test_the_schedule_is_rescaled_unless_told_otherwise():
+    steps = np.arange(500)
+    for rescale, factor in ((True, 20), (False, 1)):
+        attack = attacks.SparseRS(steps=500, rescale_schedule=rescale)
+        swaps = jax.vmap(lambda step, a=attack: a.swaps(step, 150))(steps)
+        wanted = [published_swaps(factor * (step + 1), 0.3, 150) for step in steps]
+        assert swaps.tolist() == wanted
+
+
+@pytest.mark.parametrize("units", [2, 7, 64])
+def test_subsets_have_the_right_size_and_are_uniform(units):
+    rng = np.random.default_rng(units)
+    keys = jax.random.split(KEY, 4000)
+    chosen = rng.permutation(units) < units // 2
+    among = jnp.stack([chosen, ~chosen])
+    draw = jax.jit(jax.vmap(random_subsets, (0, None, 0)))
+    for count in {0, 1, units // 4, units // 2}:
+        subsets = np.asarray(draw(keys, among, jnp.full(4000, count)))
+        assert np.all(subsets.sum(axis=2) == count)
+        assert not np.any(subsets & ~np.asarray(among))
+        for subset, members in zip(subsets.swapaxes(0, 1), np.asarray(among), strict=True):
+            share = count / members.sum()
+            deviation = np.sqrt(share * (1 - share) / 4000) + 1e-9
+            assert np.all(np.abs(subset.mean(axis=0)[members] - share) < 5 * deviation)
+
+
+@pytest.mark.parametrize(
+    ("norm", "shape"),
+    [("l0_pixels", (7, 5, 3)), ("l0_pixels", (8, 6)), ("l0", (7, 5, 3))],
+)
+def test_every_query_is_within_budget_and_box(norm, shape, linear_classifier):
+    problem = random_linear(0, shape, examples=6)
+    units = 35 if norm == "l0_pixels" and len(shape) == 3 else int(np.prod(shape))
+    eps = np.array([0, 1, 3.9, 8, units // 2, units + 3])
+    attack = attacks.SparseRS(norm=norm, steps=150)
+    seen = walk(attack, problem, linear_classifier(problem), eps, 150)
+    assert_search_is_sound(seen, problem, norm, eps)
+    assert np.array_equal(
+        seen.proposals[:, 0], np.tile(problem.images[0], (150, *[1] * len(shape)))
+    )
+    moved = seen.proposals != problem.images
+    assert np.all(np.isin(seen.proposals[moved], (0, 1)))
+
+
+def test_one_swap_is_one_pixel_back_and_one_in_a_new_colour(linear_classifier):
+    problem = random_linear(3, (6, 5, 2), examples=6)
+    problem = problem._replace(images=np.round(problem.images))  # every clean colour is a corner
+    attack, k = attacks.SparseRS(), 3
+    seen = walk(attack, problem, linear_classifier(problem), k, 60)
+    for before, after, proposal in zip(seen.chosen, seen.chosen[1:], seen.proposals, strict=False):
+        assert np.all(before.sum(axis=1) == k)
+        entered, left = after & ~before, before & ~after
+        assert np.array_equal(entered.sum(axis=1), left.sum(axis=1))
+        assert np.all(entered.sum(axis=1) <= 1)
+        flat = proposal.reshape(6, 30, 2)
+        clean = problem.images.reshape(6, 30, 2)
+        assert np.all(np.any(flat[entered] != clean[entered], axis=1))
+        assert np.array_equal(flat[left], clean[left])
+    assert np.any(seen.chosen[0] != seen.chosen[-1])
+
+
+@pytest.mark.parametrize(
+    ("norm", "shape", "classes"),
+    [("l0_pixels", (9, 8, 3), 2), ("l0", (20,), 3)],
+)
+def test_sparse_rs_succeeds_within_1_25_of_the_optimum(norm, shape, classes, linear_classifier):
+    attack = attacks.SparseRS(norm=norm, steps=2000, restarts=2)
+    problem = random_linear(0, shape, classes)
+    distances = minimum_distances(problem, norm)
+    check_budgets(attack, linear_classifier(problem), problem, problem.labels, distances)
+
+
+def test_targeted(linear_classifier):
+    problem = random_linear(0, (20,), classes=3)
+    targets = (problem.labels + 1) % 3
+    attack = attacks.SparseRS(steps=500, targeted=True)
+    result = attacks.run(
+        attack, linear_classifier(problem), problem.images, targets, key=KEY, eps=12
+    )
+    assert result.success.all()
+    assert_valid(result, problem, targets, "l0_pixels", 12, targeted=True)
+    assert np.all(result.backwards == 0)
+    assert np.all(result.forwards <= 501)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"norm": "l2"}, "norm is 'l2'; Sparse-RS knows"),
+        ({"alpha_init": 0.0}, "alpha_init is 0.0"),
+        ({"alpha_init": 1.5}, "alpha_init is 1.5"),
+        ({"loss": "hinge"}, "loss"),
+    ],
+)
+def test_errors(options, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        attacks.create("sparse_rs", **options)
