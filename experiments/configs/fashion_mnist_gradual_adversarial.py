@@ -30,9 +30,7 @@ def get_config():
     config.evaluation.protocols.linf_pgd = protocol(
         "pgd", (0.0, 0.025, 0.05, 0.1, 0.15), EPS, norm="linf", steps=40, restarts=2
     )
-    config.evaluation.protocols.l2_deepfool = protocol(
-        "deepfool", (0.0, 0.5, 1.0, 1.5, 2.0), 1.0
-    )
+    config.evaluation.protocols.l2_deepfool = protocol("deepfool", (0.0, 0.5, 1.0, 1.5, 2.0), 1.0)
     config.evaluation.protocols.l0_sigma_zero = protocol(
         "sigma_zero", (0.0, 2.0, 5.0, 10.0, 20.0), 5.0, steps=300
     )
