@@ -185,7 +185,8 @@ def _attacks(case: Case, classifier: Classifier, mesh: Mesh) -> list[timing.Cand
     replicated = jax.device_put(classifier, NamedSharding(mesh, PartitionSpec()))
     keys = jax.random.split(jax.random.key(0), number)
     init = jax.jit(jax.vmap(ATTACK.init, in_axes=(None, 0, 0, 0, 0)), out_shardings=lane)
-    state = functools.partial(init, replicated, images, labels, keys, np.full(number, EPS, "f4"))
+    goals = attacks.Goal(label=jnp.asarray(labels))
+    state = functools.partial(init, replicated, images, goals, keys, np.full(number, EPS, "f4"))
 
     advance = runner._programs(ATTACK, mesh).advance
     step = _attack_step(mesh)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,6 @@ from prunejax.attacks import losses
 from prunejax.attacks.attack import Attack, Found, logits_of
 from prunejax.attacks.goal import Goal
 
-NORMS = ("linf", "l2", "l1")
 # With larger budgets: multiples of eps, and the percentage of the steps for each.
 STAGES = ((3, 30), (2, 30), (1, 40))
 
@@ -129,10 +128,11 @@ class APGD(Attack):
     rho: float = 0.75
     larger_budgets: bool = False
 
+    supported: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")
+    reference: ClassVar[str] = "Croce & Hein 2020; L1: Croce & Hein 2021"
+
     def __post_init__(self):
         super().__post_init__()
-        if self.norm not in NORMS:
-            raise ValueError(f"norm is {self.norm!r}; APGD needs one of {', '.join(NORMS)}.")
         names.lookup("loss", self.loss, losses.LOSSES)
         if not 0 < self.alpha <= 1:
             raise ValueError(f"alpha is {self.alpha}; it must lie in (0, 1].")

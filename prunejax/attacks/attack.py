@@ -64,8 +64,13 @@ class Attack:
     targeted: bool = False
     targets: int = 0
 
+    # The norms it can measure in, and where it comes from.
+    supported: ClassVar[tuple[str, ...]] = tuple(norms.NORMS)
+    reference: ClassVar[str] = ""
     # A minimum-norm attack looks for the nearest adversarial example; the others need a budget.
     minimum_norm: ClassVar[bool] = False
+    # A black-box attack only looks at outputs.
+    uses_gradients: ClassVar[bool] = True
     # What `init`, a `step` and `result` cost.
     init_passes: ClassVar[Passes] = Passes(0, 0)
     step_passes: ClassVar[Passes] = Passes(1, 1)
@@ -73,6 +78,11 @@ class Attack:
 
     def __post_init__(self):
         names.lookup("norm", self.norm, norms.NORMS)
+        if self.norm not in self.supported:
+            raise ValueError(
+                f"norm is {self.norm!r}; {type(self).__name__} measures in "
+                f"{' or '.join(map(repr, self.supported))}."
+            )
         for name in ("steps", "restarts"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:

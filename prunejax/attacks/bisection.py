@@ -73,5 +73,7 @@ def smallest_budget(
         won = of[tried.success]
         best.images[won] = tried.images[tried.success]
         best.distance[won] = tried.distance[tried.success]
+        for norm, size in tried.sizes.items():
+            best.sizes[norm][won] = size[tried.success]
         low[of[~tried.success]] = eps[~tried.success]
     return best

@@ -11,10 +11,10 @@ from prunejax.attacks import losses, starts
 from prunejax.attacks.attack import Attack, Found, Passes, logits_of
 from prunejax.attacks.goal import Goal
 
-# Multipliers are looked for between 2 ** -20 and 2 ** 20: so many halvings bring lambda to 1 / 2500
-# of itself (the blend makes up for the rest), and tau to 1 / 75.
-_LOWEST, _HIGHEST = 2.0**-20, 2.0**20
-_LAMBDA_HALVINGS, _TAU_HALVINGS = 16, 11
+# Where multipliers are looked for. So many halvings bring lambda to 1 / 2500 of itself, the blend
+# makes up for the rest; tau to 1 / 75, and to 1 / 2000 in Linf, where only that bounds the result.
+_WIDE, _CAPS = (2.0**-20, 2.0**20), (1.0, 2.0**12)
+_LAMBDA_HALVINGS, _TAU_HALVINGS, _CAP_HALVINGS = 16, 11, 14
 
 
 class BrendelBethgeState(NamedTuple):
@@ -62,10 +62,11 @@ class BrendelBethge(Attack):
       steps: 1000 as in the authors' code.
       overshoot: how far beyond the linearised boundary to aim, in [1, 2); 1.1 in the code.
       lr: r at the start over the number of entries of the image: how far, in L2, a step may go for
-        each entry, in units of the pixels' range. Positive; 1e-3 in the code, which multiplies it
-        by the size of the batch as well.
+        each entry, in units of the pixels' range. Positive. 1e-3 in the code, but times the size of
+        the batch.
       lr_decay, lr_num_decay: r is multiplied by `lr_decay` so many times during a run, at equal
-        intervals; 0.5 and 20 in the code.
+        intervals. 0.5 and 20 in the code, where r ends at a millionth; in L0 a step below 1 takes
+        hardly any feature back.
       momentum: of b, in [0, 1); 0.8 in the code.
       halvings: of the way from the start to the boundary.
       tries: noise images to choose the start from.
@@ -74,13 +75,14 @@ class BrendelBethge(Attack):
     norm: str = "l0"
     steps: int = 1000
     overshoot: float = 1.1
-    lr: float = 1e-3
+    lr: float = 1e-2
     lr_decay: float = 0.5
-    lr_num_decay: int = 20
+    lr_num_decay: int = 6
     momentum: float = 0.8
     halvings: int = 10
     tries: int = 50
 
+    reference: ClassVar[str] = "Brendel et al. 2019"
     minimum_norm: ClassVar[bool] = True
 
     def __post_init__(self):
@@ -104,9 +106,7 @@ class BrendelBethge(Attack):
 
     def init(self, classifier, image, goal, key, eps) -> BrendelBethgeState:
         del eps
-        found = starts.boundary_start(
-            self, classifier, image, goal, key, self.tries, self.halvings
-        )
+        found = starts.boundary_start(self, classifier, image, goal, key, self.tries, self.halvings)
         return BrendelBethgeState(
             image, goal, jnp.array(0), found.image, jnp.zeros_like(image), found
         )  # fmt: skip
@@ -126,7 +126,7 @@ class BrendelBethge(Attack):
         return state._replace(step=state.step + 1, x=x, b=b, found=found)
 
     def radius_at(self, step: jax.Array, size: int) -> jax.Array:
-        """r at a step, counted from 0, for an image of that many entries."""
+        """Radius of the trust region at a step, counted from 0, for that many entries."""
         decays = (step + 1) // max(1, self.steps // self.lr_num_decay)
         return self.lr * size * self.lr_decay**decays
 
@@ -164,7 +164,7 @@ def closest_in_region(
         def gain(v):
             return jnp.sum(b * (v - x))
 
-        low, high = _bisect(lambda m: gain(path(m)) >= c, _LAMBDA_HALVINGS)
+        low, high = _bisect(lambda m: gain(path(m)) >= c, _WIDE, _LAMBDA_HALVINGS)
         inner, outer = path(low), path(high)
         missing, step = c - gain(inner), gain(outer) - gain(inner)
         share = jnp.clip(missing / jnp.where(step > 0, step, 1.0), 0, 1)
@@ -174,7 +174,8 @@ def closest_in_region(
         v, reached = toward(tau)
         return ~reached | (_length(v - x) > r)
 
-    tau, _ = _bisect(too_far, _TAU_HALVINGS)
+    bracket, halvings = (_CAPS, _CAP_HALVINGS) if norm == "linf" else (_WIDE, _TAU_HALVINGS)
+    tau, _ = _bisect(too_far, bracket, halvings)
     v, reached = toward(tau)
     length = _length(v - x)
     reached &= length <= r
@@ -185,7 +186,7 @@ def closest_in_region(
 
 
 def _prox(norm: str, z: jax.Array, image: jax.Array, tau: jax.Array) -> jax.Array:
-    """argmin over v in the box of ||v - z||_2^2 / 2 plus a multiple of the norm of v - image."""
+    """The v in the box that minimises ||v - z||_2^2 / 2 + a multiple of the norm of v - image."""
     delta = z - image
     if norm == "l2":
         delta = delta / (1 + tau)
@@ -204,7 +205,7 @@ def _length(vector: jax.Array) -> jax.Array:
     return jnp.sqrt(jnp.sum(vector**2))
 
 
-def _bisect(holds, halvings: int) -> tuple[jax.Array, jax.Array]:
+def _bisect(holds, bracket: tuple[float, float], halvings: int) -> tuple[jax.Array, jax.Array]:
     """Neighbouring multipliers: at the lower it does not hold yet, at the upper it does.
 
     Halves the ratio between them. Where it holds everywhere, the lower is the lowest of all.
@@ -216,4 +217,4 @@ def _bisect(holds, halvings: int) -> tuple[jax.Array, jax.Array]:
         found = holds(middle)
         return jnp.where(found, low, middle), jnp.where(found, middle, high)
 
-    return jax.lax.fori_loop(0, halvings, halve, (jnp.float32(_LOWEST), jnp.float32(_HIGHEST)))
+    return jax.lax.fori_loop(0, halvings, halve, tuple(map(jnp.float32, bracket)))

@@ -70,13 +70,13 @@ class CarliniWagner(Attack):
     confidence: float = 0.0
     abort_early: bool = True
 
+    supported: ClassVar[tuple[str, ...]] = ("l2",)
+    reference: ClassVar[str] = "Carlini & Wagner 2017"
     minimum_norm: ClassVar[bool] = True
     result_passes: ClassVar[Passes] = Passes(0, 0)
 
     def __post_init__(self):
         super().__post_init__()
-        if self.norm != "l2":
-            raise ValueError(f"norm is {self.norm!r}; Carlini & Wagner's measures in 'l2'.")
         if not isinstance(self.rounds, int) or not 1 <= self.rounds <= self.steps:
             raise ValueError(
                 f"rounds is {self.rounds!r}; an integer from 1 to steps = {self.steps} is needed."

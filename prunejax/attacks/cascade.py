@@ -45,8 +45,8 @@ class CascadeResult(NamedTuple):
     """What a cascade found, as numpy arrays with one entry an example.
 
     Attributes:
-      images, success, distance, forwards, backwards: as in `AttackResult`; the image and distance
-        are of the first attack that succeeded.
+      images, success, distance, forwards, backwards, sizes: as in `AttackResult`; the image is the
+        first attack's that succeeded.
       diagnostics: of the first member.
       by: number of the member that succeeded first; -1 for none, or where none was needed.
       members: for each name the numbers of the examples it saw, and its own result on them.
@@ -57,6 +57,7 @@ class CascadeResult(NamedTuple):
     distance: np.ndarray
     forwards: np.ndarray
     backwards: np.ndarray
+    sizes: dict[str, np.ndarray]
     diagnostics: Diagnostics
     by: np.ndarray
     members: dict[str, tuple[np.ndarray, runner.AttackResult]]
@@ -150,6 +151,8 @@ def run(
                 whole[standing] = part
             for whole, part in zip(found[3:5], result[3:5], strict=True):
                 whole[standing] += part
+            for norm, size in result.sizes.items():
+                found.sizes[norm][standing] = size
         by[standing[result.success & (result.distance > 0)]] = place
     if progress is not None:
         progress(len(attack.members) * number, len(attack.members) * number)
@@ -166,4 +169,5 @@ def _within(
         images=np.where(keep, result.images, images).astype(np.float32),
         success=success,
         distance=np.where(success, result.distance, np.inf).astype(np.float32),
+        sizes={norm: np.where(success, size, 0) for norm, size in result.sizes.items()},
     )

@@ -63,13 +63,13 @@ class DDN(Attack):
     loss: str = "margin"
     levels: int | None = None
 
+    supported: ClassVar[tuple[str, ...]] = ("l2",)
+    reference: ClassVar[str] = "Rony et al. 2019"
     minimum_norm: ClassVar[bool] = True
 
     def __post_init__(self):
         super().__post_init__()
         names.lookup("loss", self.loss, losses.LOSSES)
-        if self.norm != "l2":
-            raise ValueError(f"norm is {self.norm!r}; DDN measures in 'l2'.")
         if not 0 < self.gamma < 1:
             raise ValueError(f"gamma is {self.gamma}; it must lie in (0, 1).")
         if not self.init_eps > 0:

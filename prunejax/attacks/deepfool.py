@@ -51,12 +51,12 @@ class DeepFool(Attack):
     candidates: int = 9
     overshoot: float = 0.02
 
+    supported: ClassVar[tuple[str, ...]] = ("l2",)
+    reference: ClassVar[str] = "Moosavi-Dezfooli et al. 2016"
     minimum_norm: ClassVar[bool] = True
 
     def __post_init__(self):
         super().__post_init__()
-        if self.norm != "l2":
-            raise ValueError(f"norm is {self.norm!r}; DeepFool measures in 'l2'.")
         if self.candidates < 1:
             raise ValueError(f"candidates is {self.candidates}; it must be at least 1.")
         if self.overshoot < 0:

@@ -10,8 +10,9 @@ from prunejax import norms
 from prunejax.attacks.attack import Attack, Found, Passes, logits_of
 from prunejax.attacks.goal import Goal, without
 
-# A nearest iterate is kept if its logits are on the right side by this share of the largest one.
-MARGIN = 1e-5
+# Boundaries are aimed at so far beyond, in shares of the largest logit. Exactly on them rounding
+# decides: iterates come to rest on the wrong side, or a fresh forward pass sees another prediction.
+BEYOND = 1e-5
 
 
 class FABState(NamedTuple):
@@ -41,7 +42,7 @@ class FAB(Attack):
         x <- clip((1 - alpha) (x + eta d) + alpha (image + eta d0))
         x <- image + beta (x - image)  where x is adversarial
 
-    The nearest x that is adversarial by more than rounding is kept, before it is moved back.
+    The nearest x that is adversarial is kept, before it is moved back.
     Towards a target t only f_t is looked at, which needs one backward pass a step instead of one
     for each rival: FAB-T is `FAB(targets=9)`. Where a prediction of t is wanted, y is the strongest
     other class at x. Croce & Hein (2020), "Minimally distorted adversarial examples with a fast
@@ -69,13 +70,13 @@ class FAB(Attack):
     beta: float = 0.9
     random_start: bool = False
 
+    supported: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")
+    reference: ClassVar[str] = "Croce & Hein 2020 (FAB)"
     minimum_norm: ClassVar[bool] = True
     result_passes: ClassVar[Passes] = Passes(0, 0)
 
     def __post_init__(self):
         super().__post_init__()
-        if norms.get(self.norm).gains is None:
-            raise ValueError(f"norm is {self.norm!r}; FAB measures in 'linf', 'l2' or 'l1'.")
         if not isinstance(self.candidates, int) or self.candidates < 1:
             raise ValueError(
                 f"candidates is {self.candidates!r}; an integer of at least 1 is needed."
@@ -127,9 +128,9 @@ class FAB(Attack):
         x = (1 - alpha) * (x + self.eta * d) + alpha * (image + self.eta * d0)
         image, x = state.image, jnp.clip(x, 0, 1).reshape(shape)
 
-        logits = logits_of(classifier, x)
-        found = self.nearest(state.found, image, x, _clearly_reached(state.goal, logits))
-        x = jnp.where(state.goal.reached(logits), image + self.beta * (x - image), x)
+        adversarial = state.goal.reached(logits_of(classifier, x))
+        found = self.nearest(state.found, image, x, adversarial)
+        x = jnp.where(adversarial, image + self.beta * (x - image), x)
         return state._replace(x=x, found=found)
 
     def _nearest_boundary(self, classifier, state: FABState) -> tuple[jax.Array, jax.Array]:
@@ -138,6 +139,7 @@ class FAB(Attack):
         source, classes = state.goal.source(logits), jnp.arange(logits.size)
         signs = 1.0 * (classes == state.rivals[:, None]) - 1.0 * (classes == source)
         f = jnp.sum(signs * logits, axis=1)
+        f = jnp.where(f > 0, f, f - BEYOND * jnp.max(jnp.abs(logits)))
         (w,) = jax.vmap(vjp)(signs)
         if len(state.rivals) == 1:
             return f[0], w[0]
@@ -153,13 +155,3 @@ class FAB(Attack):
     def result(self, classifier, state: FABState) -> Found:
         del classifier  # every iterate was looked at when it was made
         return state.found
-
-
-def _clearly_reached(goal: Goal, logits: jax.Array) -> jax.Array:
-    """Whether `goal` is reached by more than rounding.
-
-    Iterates converge onto the boundary, where a fresh forward pass may see another prediction.
-    """
-    favoured, sign = (goal.target, -1) if goal.label is None else (goal.label, 1)
-    handicap = sign * MARGIN * jnp.max(jnp.abs(logits))
-    return goal.reached(logits + handicap * (jnp.arange(logits.size) == favoured))

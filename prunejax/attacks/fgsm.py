@@ -1,7 +1,7 @@
 """Fast gradient sign method, for every norm."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +36,8 @@ class FGSM(Attack):
     norm: str = "linf"
     steps: int = 1
     loss: str = "cross_entropy"
+
+    reference: ClassVar[str] = "Goodfellow, Shlens & Szegedy 2015"
 
     def __post_init__(self):
         super().__post_init__()

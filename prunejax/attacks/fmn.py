@@ -40,10 +40,10 @@ class FMN(Attack):
         eps <- min((1 - gamma) eps, ||delta_best||) where adversarial, else  (1 + gamma) eps
         delta <- P(delta + alpha grad L / ||grad L||_2)
 
-    where P projects on ball and box. In L0 eps starts at 1 and is an integer: gamma eps is rounded
-    away from eps, so that it moves by at least 1. alpha decays to a hundredth and gamma
-    to `gamma_final` by a cosine. Pintor et al. (2021), "Fast minimum-norm adversarial attacks
-    through adaptive norm constraints", algorithm 1. "l0" counts features: channel values.
+    where P projects on ball and box. In L0 eps starts at 1 and is an integer: it is rounded
+    down, but eps moves by at least 1. alpha decays to a hundredth and gamma to `gamma_final` by a
+    cosine. Pintor et al. (2021), "Fast minimum-norm adversarial attacks through adaptive norm
+    constraints", algorithm 1. "l0" counts features: channel values.
 
     Changed for images with many entries on the edge of the box: except in L0, entries of the
     gradient that would leave the box count as zero, else the boundary seems nearer than it is; and
@@ -52,7 +52,7 @@ class FMN(Attack):
     boundary expected by the share `gamma_final`, which a linear network would hit and never cross.
 
     Attributes:
-      steps: 1000 are the most that the paper made, and what it and AttackBench use in L0.
+      steps: the paper and AttackBench make 100 to 1000; L0 needs all of those.
       alpha: step length at the start, the L2 norm of a step; by default 10 in Linf (AttackBench),
         where steps along the gradient lengthen few entries, else 1 (the paper).
       gamma: relative change of eps at the start, in (0, 1); 0.05 in the paper.
@@ -65,12 +65,12 @@ class FMN(Attack):
     gamma: float = 0.05
     gamma_final: float = 0.001
 
+    supported: ClassVar[tuple[str, ...]] = ("l0", "l1", "l2", "linf")
+    reference: ClassVar[str] = "Pintor et al. 2021"
     minimum_norm: ClassVar[bool] = True
 
     def __post_init__(self):
         super().__post_init__()
-        if self.norm not in ("l0", "l1", "l2", "linf"):
-            raise ValueError(f"norm is {self.norm!r}; FMN measures in 'l0', 'l1', 'l2' or 'linf'.")
         if self.alpha is not None and not self.alpha > 0:
             raise ValueError(f"alpha is {self.alpha}; it must be positive.")
         if not 0 < self.gamma < 1:

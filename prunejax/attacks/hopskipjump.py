@@ -68,13 +68,14 @@ class HopSkipJump(Attack):
     shortenings: int = 10
     tries: int = 50
 
+    supported: ClassVar[tuple[str, ...]] = ("l2", "linf")
+    reference: ClassVar[str] = "Chen, Jordan & Wainwright 2020"
     minimum_norm: ClassVar[bool] = True
+    uses_gradients: ClassVar[bool] = False
     result_passes: ClassVar[Passes] = Passes(0, 0)
 
     def __post_init__(self):
         super().__post_init__()
-        if self.norm not in ("l2", "linf"):
-            raise ValueError(f"norm is {self.norm!r}; HopSkipJump measures in 'l2' or 'linf'.")
         for name in ("queries", "halvings", "shortenings", "tries"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:

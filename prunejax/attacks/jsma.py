@@ -41,9 +41,9 @@ class JSMA(Attack):
 
     With a negative theta alpha has to be negative and beta positive. z are logits, t is the class
     to head for: where none is given, the likeliest but the label at the clean image; `targets`
-    tries several. A feature at its end of the box, or moved once, is not chosen (in the paper one that
-    has not come to its end may move again; with |theta| = 1 there is none). Where no saliency is
-    positive the attack gives up. The best pair is found exactly, without the table of all pairs.
+    tries several. A feature at its end of the box, or moved once, is not chosen (in the paper one
+    that has not come to its end may move again; with |theta| = 1 there is none). Where no saliency
+    is positive the attack gives up. The best pair is found exactly, without a table of all pairs.
 
     Papernot et al. (2016), "The limitations of deep learning in adversarial settings", algorithms
     2 and 3. Counts features: each channel value of a pixel by itself. A baseline: it moves in one
@@ -62,13 +62,13 @@ class JSMA(Attack):
     theta: float = 1.0
     pairs: bool = True
 
+    supported: ClassVar[tuple[str, ...]] = ("l0",)
+    reference: ClassVar[str] = "Papernot et al. 2016"
     minimum_norm: ClassVar[bool] = True
     step_passes: ClassVar[Passes] = Passes(1, 2)
 
     def __post_init__(self):
         super().__post_init__()
-        if self.norm != "l0":
-            raise ValueError(f"norm is {self.norm!r}; JSMA counts features, 'l0'.")
         if not 0 < abs(self.theta) <= 1:
             raise ValueError(f"theta is {self.theta}; it must lie in [-1, 1] and not be 0.")
         if self.restarts > 1:

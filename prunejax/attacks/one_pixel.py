@@ -71,12 +71,13 @@ class OnePixel(Attack):
     loss: str = "margin"
     slice_size: int = 8
 
+    supported: ClassVar[tuple[str, ...]] = ("l0_pixels",)
+    reference: ClassVar[str] = "Su et al. 2019"
+    uses_gradients: ClassVar[bool] = False
     result_passes: ClassVar[Passes] = Passes(0, 0)
 
     def __post_init__(self):
         super().__post_init__()
-        if self.norm != "l0_pixels":
-            raise ValueError(f"norm is {self.norm!r}; one-pixel counts pixels, 'l0_pixels'.")
         for name, least in (("pixels", 1), ("population", 4), ("slice_size", 1)):
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:

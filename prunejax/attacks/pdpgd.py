@@ -54,7 +54,7 @@ class PDPGD(Attack):
     with the proximal Adam of Melchior et al. (2019).
 
     Attributes:
-      steps: 500 in the authors' code.
+      steps: 500 as in adversarial-library, from which all defaults are.
       learning_rate: eta at the start, positive; 0.1.
       learning_rate_decay: eta at the end as a share of it, in (0, 1]; 0.01.
       dual_rate: theta at the start, positive; 0.1.
@@ -70,12 +70,12 @@ class PDPGD(Attack):
     dual_mean: float = 0.9
     initial_ratio: float = 0.01
 
+    supported: ClassVar[tuple[str, ...]] = ("l1",)
+    reference: ClassVar[str] = "Matyasko & Chau 2021"
     minimum_norm: ClassVar[bool] = True
 
     def __post_init__(self):
         super().__post_init__()
-        if self.norm != "l1":
-            raise ValueError(f"norm is {self.norm!r}; PDPGD measures in 'l1'.")
         for name in ("learning_rate", "dual_rate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be positive.")

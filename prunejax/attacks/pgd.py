@@ -1,7 +1,7 @@
 """Projected gradient descent, for every norm."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +51,8 @@ class PGD(Attack):
     loss: str = "margin"
     relative_step: float | None = None
     random_start: bool = True
+
+    reference: ClassVar[str] = "Madry et al. 2018; L1: Tramer & Boneh 2019; L0: Croce & Hein 2019"
 
     def __post_init__(self):
         super().__post_init__()

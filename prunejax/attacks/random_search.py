@@ -62,6 +62,7 @@ class RandomSearch(Attack):
     loss: str = "margin"
     rescale_schedule: bool = False
 
+    uses_gradients: ClassVar[bool] = False
     init_passes: ClassVar[Passes] = Passes(1, 0)
     step_passes: ClassVar[Passes] = Passes(1, 0)
     result_passes: ClassVar[Passes] = Passes(0, 0)

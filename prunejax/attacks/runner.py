@@ -37,6 +37,8 @@ class AttackResult(NamedTuple):
       success: whether they are adversarial, and within the budget where there is one.
       distance: from the clean images, in the attack's norm; 0 where the clean image is adversarial
         already, `inf` where nothing was found.
+      sizes: of the perturbation in every norm, `{name: [N]}`, so that L0 is known in features and
+        in pixels; 0 where nothing was found.
       forwards, backwards: passes through the network that the attack made for each example,
         those of all its attempts and none of the checks.
       diagnostics: reasons to doubt the result.
@@ -47,6 +49,7 @@ class AttackResult(NamedTuple):
     distance: np.ndarray
     forwards: np.ndarray
     backwards: np.ndarray
+    sizes: dict[str, np.ndarray]
     diagnostics: diagnostics.Diagnostics
 
 
@@ -107,8 +110,9 @@ def run(
 
     success, distance = np.zeros(number, bool), np.full(number, np.inf, "f4")
     forwards, backwards = np.zeros(number, int), np.zeros(number, int)
+    sizes = {name: np.zeros(number, np.float32) for name in norms.NORMS}
     result = AttackResult(
-        images.copy(), success, distance, forwards, backwards,
+        images.copy(), success, distance, forwards, backwards, sizes,
         _inspect(attack, classifier, images, labels, len(lanes.example)),
     )  # fmt: skip
     outside, unconfirmed = 0, 0
@@ -139,6 +143,8 @@ def run(
                 better = leaving & (checked.found.distance < distance[of])
                 for whole, part in zip(result[:3], checked.found, strict=True):
                     whole[of[better]] = part[better]
+                for name, size in checked.sizes.items():
+                    sizes[name][of[better]] = size[better]
                 for count, passes in zip((forwards, backwards), _passes(attack), strict=True):
                     np.add.at(count, of[leaving], passes(lanes.taken[leaving]))
                 again = leaving & (lanes.attempt + 1 < attempts)
@@ -221,6 +227,7 @@ class _Lanes:
 
 class _Checked(NamedTuple):
     found: Found
+    sizes: dict[str, jax.Array]
     outside: jax.Array
     unconfirmed: jax.Array
 
@@ -271,6 +278,7 @@ def _programs(attack: Attack, mesh: Mesh) -> _Programs:
         success = found.success & confirmed & within
         return _Checked(
             Found(_select(success, image, images), success, jnp.where(success, distance, jnp.inf)),
+            sizes={n: jax.vmap(norm.distance)(image - images) for n, norm in norms.NORMS.items()},
             outside=found.success & ~inside,
             unconfirmed=found.success & ~confirmed,
         )

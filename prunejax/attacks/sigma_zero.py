@@ -61,12 +61,12 @@ class SigmaZero(Attack):
     tau_step: float = 0.01
     random_start: bool = False
 
+    supported: ClassVar[tuple[str, ...]] = ("l0",)
+    reference: ClassVar[str] = "Cina et al. 2025"
     minimum_norm: ClassVar[bool] = True
 
     def __post_init__(self):
         super().__post_init__()
-        if self.norm != "l0":
-            raise ValueError(f"norm is {self.norm!r}; sigma-zero counts features, 'l0'.")
         for name in ("learning_rate", "sigma", "tau_step"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be positive.")

@@ -1,6 +1,7 @@
 """Sparse-RS: a black-box L0 attack by random search over sets of pixels and their colours."""
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -40,10 +41,11 @@ class SparseRS(RandomSearch):
     alpha_init: float = 0.3
     rescale_schedule: bool = True
 
+    supported: ClassVar[tuple[str, ...]] = ("l0_pixels", "l0")
+    reference: ClassVar[str] = "Croce et al. 2022"
+
     def __post_init__(self):
         super().__post_init__()
-        if self.norm not in ("l0_pixels", "l0"):
-            raise ValueError(f"norm is {self.norm!r}; Sparse-RS knows 'l0_pixels' and 'l0'.")
         if not 0 < self.alpha_init <= 1:
             raise ValueError(f"alpha_init is {self.alpha_init}; it must lie in (0, 1].")
 

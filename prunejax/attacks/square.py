@@ -1,7 +1,7 @@
 """Square: a black-box attack by random search over squares."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,10 +43,11 @@ class Square(RandomSearch):
     steps: int = 5000
     p_init: float = 0.8
 
+    supported: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")
+    reference: ClassVar[str] = "Andriushchenko et al. 2020; L1: Croce & Hein 2021"
+
     def __post_init__(self):
         super().__post_init__()
-        if self.norm not in ("linf", "l2", "l1"):
-            raise ValueError(f"norm is {self.norm!r}; Square knows 'linf', 'l2' and 'l1'.")
         if not 0 < self.p_init <= 1:
             raise ValueError(f"p_init is {self.p_init}; it must lie in (0, 1].")
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jax.experimental import multihost_utils
 
-from prunejax import attacks, norms
+from prunejax import attacks
 from prunejax.attacks import Attack, Cascade
 from prunejax.classifier import Classifier
 from prunejax.data import Dataset
@@ -150,7 +150,7 @@ def evaluate(
                             "budget": budget,
                             "success": found["success"],
                             "distance": found["distance"],
-                            **_sizes(found["images"] - images[part]),
+                            **found["sizes"],
                         }
                     )
                 )
@@ -174,11 +174,10 @@ def _attack_together(attack, classifier, images, labels, indices, **options) -> 
     padded = np.resize(indices, share * processes)  # shares of one size: some are done twice
     mine = padded.reshape(processes, share)[jax.process_index()]
     result = attacks.run(attack, classifier, images[mine], labels[mine], indices=mine, **options)
-    found = {name: getattr(result, name) for name in ("images", "success", "distance")}
+    found = {name: getattr(result, name) for name in ("success", "distance", "sizes")}
     if processes > 1:
-        found = multihost_utils.process_allgather(found)
-        found = {name: part.reshape(-1, *part.shape[2:]) for name, part in found.items()}
-    return {name: part[: len(indices)] for name, part in found.items()}
+        found = jax.tree.map(np.ravel, multihost_utils.process_allgather(found))
+    return jax.tree.map(lambda part: part[: len(indices)], found)
 
 
 def at_budget(table: pa.Table, budget: float | None) -> pa.Table:
@@ -226,14 +225,6 @@ def _fallen(done: pa.Table, budget: float | None) -> pa.Table:
     column = records.SCHEMA.get_field_index("budget")
     values = pa.array([budget] * len(fell), pa.float32())
     return fell.set_column(column, records.SCHEMA.field(column), values)
-
-
-def _sizes(perturbations: np.ndarray) -> dict[str, np.ndarray]:
-    """Size of each perturbation in every norm."""
-    return {
-        name: np.asarray(jax.jit(jax.vmap(norm.distance))(perturbations))
-        for name, norm in norms.NORMS.items()
-    }
 
 
 def _settings(classifier: Classifier, dataset: Dataset, attack: Attack | Cascade, seed: int) -> str:

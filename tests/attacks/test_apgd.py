@@ -58,7 +58,7 @@ def test_stages_of_the_sparse_attack():
         assert apgd.schedule("l1", steps, larger_budgets=True).budgets[-1] == 1
 
 
-@pytest.mark.parametrize("norm", apgd.NORMS)
+@pytest.mark.parametrize("norm", attacks.APGD.supported)
 @pytest.mark.parametrize("eps", [0.2, 0.0])
 def test_starts_on_the_sphere(norm, eps):
     image, goal = jnp.full((3, 2, 1), 0.5), Goal(jnp.array(0))
@@ -108,7 +108,7 @@ def _gradients(network, images, label):
 def project():
     return {
         norm: jax.jit(jax.vmap(norms.get(norm).project, in_axes=(0, None, None)))
-        for norm in apgd.NORMS
+        for norm in attacks.APGD.supported
     }
 
 
@@ -195,7 +195,7 @@ def test_the_first_adversarial_iterate_is_kept(relu_network):
 @pytest.mark.parametrize(
     ("option", "value", "advice"),
     [
-        ("norm", "l0", "linf, l2, l1"),
+        ("norm", "l0", "linf' or 'l2' or 'l1"),
         ("loss", "ce", "cross_entropy"),
         ("alpha", 0.0, "(0, 1]"),
         ("alpha", 1.5, "(0, 1]"),

@@ -113,8 +113,8 @@ def test_a_classifier_without_logits():
 
 
 def test_an_unknown_attack():
-    with pytest.raises(ValueError, match=r"'pdg'.*'pgd'.*deepfool, fgsm, pgd, sigma_zero"):
-        attacks.create("pdg")
+    with pytest.raises(ValueError, match=r"'sigmazero'.*'sigma_zero'.*apgd, .*deepfool, .*square"):
+        attacks.create("sigmazero")
 
 
 def test_an_unknown_option():

@@ -93,9 +93,7 @@ def opposites(seed: int, shape, classes: int, clean: float) -> LinearProblem:
     ("shape", "classes", "theta", "pairs"),
     [((20,), 2, 1.0, True), ((7, 5, 1), 2, -1.0, False), ((32, 24, 3), 10, 1.0, True)],
 )
-def test_the_fewest_features_where_saliency_is_gain(
-    shape, classes, theta, pairs, linear_classifier
-):
+def test_the_fewest_features_when_saliency_is_gain(shape, classes, theta, pairs, linear_classifier):
     attack = attacks.JSMA(theta=theta, pairs=pairs, steps=400)
     for seed in range(3):
         problem = opposites(seed, shape, classes, clean=0.0 if theta > 0 else 1.0)
@@ -111,7 +109,7 @@ def test_the_fewest_features_where_saliency_is_gain(
 
 
 def walk(attack, problem, classifier, steps, goal):
-    """Iterates `[steps, examples, ...]`, and whether the attack had finished."""
+    """Iterates `[steps, examples, ...]`, and whether the attack had finished after each step."""
 
     def one(image, label):
         state = attack.init(classifier, image, goal(label), KEY, jnp.inf)
@@ -148,7 +146,7 @@ def test_follows_the_saliency_map_and_chooses_no_feature_twice(linear_classifier
                 pair = list(np.unravel_index(np.argmax(table), table.shape))
                 x[pair] = np.clip(x[pair] - np.float32(0.3), 0, 1)
                 domain[pair] = False
-            assert finished[n, step] == (done or table.max() == 0)
+            assert finished[step, n] == (done or table.max() == 0)
             np.testing.assert_allclose(seen[step, n], x, atol=1e-6)
     assert np.all(length(seen[-1] - problem.images, "l0") <= 2 * steps)
 
@@ -186,7 +184,7 @@ def test_gives_up_where_nothing_helps(linear_classifier):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"norm": "l0_pixels"}, "norm is 'l0_pixels'; JSMA counts features"),
+        ({"norm": "l0_pixels"}, "norm is 'l0_pixels'; JSMA measures in 'l0'"),
         ({"theta": 0.0}, "theta is 0.0"),
         ({"theta": 1.5}, "theta is 1.5"),
         ({"restarts": 2}, "restarts is 2; JSMA is deterministic"),

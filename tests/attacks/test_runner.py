@@ -274,3 +274,19 @@ def test_arguments_are_left_as_they_were(relu_network):
     result.images[:] = -1
     assert np.array_equal(images, before[0])
     assert np.array_equal(labels, before[1])
+
+
+def test_sizes_are_in_every_norm(relu_network):
+    """A colour image: features and pixels differ."""
+    images = np.full((2, 2, 2, 3), 0.5, np.float32)
+    classifier = Classifier(
+        None, lambda _, x: jnp.stack([jnp.full(len(x), 5.5), x.sum((1, 2, 3))], 1)
+    )
+    # 6.0 is class 1 already; with label 1 the sum has to fall below 5.5.
+    images[1] = 0.0
+    attack = attacks.PGD(norm="l0_pixels", steps=3, random_start=False)
+    result = attacks.run(attack, classifier, images, np.array([1, 0]), key=KEY, eps=1)
+    assert np.array_equal(result.success, [True, False])
+    expected = {"linf": 0.5, "l2": 0.5 * np.sqrt(3), "l1": 1.5, "l0": 3, "l0_pixels": 1}
+    for norm, size in result.sizes.items():
+        np.testing.assert_allclose(size, [expected[norm], 0], rtol=1e-6)

@@ -120,7 +120,7 @@ def test_targeted(linear_classifier):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"norm": "l2"}, "norm is 'l2'; Sparse-RS knows"),
+        ({"norm": "l2"}, "norm is 'l2'; SparseRS measures in 'l0_pixels' or 'l0'"),
         ({"alpha_init": 0.0}, "alpha_init is 0.0"),
         ({"alpha_init": 1.5}, "alpha_init is 1.5"),
         ({"loss": "hinge"}, "loss"),

@@ -249,7 +249,7 @@ def test_targeted(linear_classifier):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"norm": "l0"}, "norm is 'l0'; Square knows"),
+        ({"norm": "l0"}, "norm is 'l0'; Square measures in 'linf' or 'l2' or 'l1'"),
         ({"p_init": 0.0}, "p_init is 0.0"),
         ({"p_init": 1.5}, "p_init is 1.5"),
         ({"loss": "hinge"}, "loss"),

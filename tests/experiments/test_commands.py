@@ -60,7 +60,7 @@ def test_help_names_every_flag(module, words):
         ("method.include", ("Covn*",), r"Pattern 'Covn\*' matches none of the weights"),
         ("batch_size", 5000, r"batch_size is 5000; it must lie in \[1, 1197\]"),
         ("validation.select", "accuracy", "Unknown validation.select 'accuracy'"),
-        ("evaluation.protocols.linf_pgd.attack", "pdg", "Did you mean 'pgd'?"),
+        ("evaluation.protocols.linf_pgd.attack", "sigmazero", "Did you mean 'sigma_zero'?"),
         ("evaluation.protocols.linf_pgd.stated", 0.3, "stated budget 0.3 of 'linf_pgd'"),
     ],
 )
