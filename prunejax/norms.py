@@ -282,8 +282,21 @@ def _at_budget(path: Callable, length: Callable, eps: Array) -> Array:
 
 def largest(gain: Array, count: Array) -> Array:
     """Mask of the `count` largest entries of gain >= 0 (`[units]`), the first among equals."""
-    bits = _first(lambda bits: jnp.sum(gain > _positive(bits)) <= count, _SMALLEST, _LARGEST)
-    above, tied = gain > _positive(bits), gain == _positive(bits)
+
+    def halve(_, carry):
+        low, high, gain = carry
+        middle = high - (high - low) // 2
+        above = gain > _positive(middle)
+        few = jnp.sum(above) <= count
+        # What is decided is marked. In a loop's state gain is stored: where XLA computes it anew
+        # for each use, rounded otherwise, more than `count` are chosen.
+        gain = jnp.where(few & above, jnp.inf, jnp.where(few | above, gain, -jnp.inf))
+        return jnp.where(few, low, middle), jnp.where(few, middle, high), gain
+
+    start = jnp.int32(_SMALLEST), jnp.int32(_LARGEST), gain
+    halvings = (_LARGEST - _SMALLEST - 1).bit_length()
+    _, bits, gain = jax.lax.fori_loop(0, halvings, halve, start)
+    above, tied = gain == jnp.inf, gain == _positive(bits)
     index, places = jnp.arange(gain.size), count - jnp.sum(above)
     end = _first(lambda end: jnp.sum(tied & (index < end)) >= places, -1, gain.size)
     return above | (tied & (index < end))

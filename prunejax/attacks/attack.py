@@ -132,6 +132,24 @@ class Attack:
         """What was found; the last iterate, which no step has looked at, is looked at here."""
         raise NotImplementedError
 
+    def find(
+        self,
+        classifier: Classifier,
+        image: jax.Array,
+        goal: Goal,
+        key: jax.Array,
+        eps: jax.Array | float = jnp.inf,
+    ) -> Found:
+        """One whole attempt at one image, in one program: to jit, and to vmap over any argument.
+
+        Checks nothing and stops early for nobody; `attacks.run` is what evaluates.
+        """
+        state = self.init(classifier, image, goal, key, jnp.asarray(eps, jnp.float32))
+        state = jax.lax.fori_loop(
+            0, self.steps, lambda _, state: self.step(classifier, state), state
+        )
+        return self.result(classifier, state)
+
     def nothing_found(self, image: jax.Array) -> Found:
         """The result to start from: the clean image at infinite distance."""
         return Found(image, jnp.array(False), jnp.array(jnp.inf))

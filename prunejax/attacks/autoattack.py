@@ -12,7 +12,9 @@ from prunejax.attacks.square import Square
 VERSIONS = ("standard", "plus", "rand")
 
 
-def autoattack(*, norm: str = "linf", version: str = "standard") -> Cascade:
+def autoattack(
+    *, norm: str = "linf", version: str = "standard", individual: bool = False
+) -> Cascade:
     """AutoAttack of Croce & Hein (2020), "Reliable evaluation of adversarial robustness with an
     ensemble of diverse parameter-free attacks"; in L1 that of Croce & Hein (2021), "Mind the box".
 
@@ -24,6 +26,7 @@ def autoattack(*, norm: str = "linf", version: str = "standard") -> Cascade:
     Args:
       norm: "linf", "l2" or "l1".
       version: one of `VERSIONS`.
+      individual: as in `Cascade`.
 
     Raises:
       ValueError: another norm or version.
@@ -53,10 +56,12 @@ def autoattack(*, norm: str = "linf", version: str = "standard") -> Cascade:
         members |= square | targeted
     else:
         members = {"apgd_ce": APGD(**apgd), "apgd_dlr": APGD(loss="dlr", **apgd)}
-    return Cascade(norm=norm, members=tuple(members.items()))
+    return Cascade(norm=norm, members=tuple(members.items()), individual=individual)
 
 
-def l0_ensemble(*, norm: str = "l0", steps: int = 1000, queries: int = 10_000) -> Cascade:
+def l0_ensemble(
+    *, norm: str = "l0", steps: int = 1000, queries: int = 10_000, individual: bool = False
+) -> Cascade:
     """The strongest attacks that change few features, worst case for each example.
 
     sigma-zero, FMN, PGD and Sparse-RS in `norm`; "l0_pixels" has no sigma-zero and FMN, which count
@@ -66,6 +71,7 @@ def l0_ensemble(*, norm: str = "l0", steps: int = 1000, queries: int = 10_000) -
       norm: "l0" or "l0_pixels".
       steps: of the gradient attacks; PGD gets a tenth, with 10 restarts.
       queries: of Sparse-RS.
+      individual: as in `Cascade`.
 
     Raises:
       ValueError: another norm.
@@ -80,4 +86,4 @@ def l0_ensemble(*, norm: str = "l0", steps: int = 1000, queries: int = 10_000) -
     }
     if norm == "l0_pixels":
         members = {name: attack for name, attack in members.items() if attack.norm == norm}
-    return Cascade(norm=norm, members=tuple(members.items()))
+    return Cascade(norm=norm, members=tuple(members.items()), individual=individual)

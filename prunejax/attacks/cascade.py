@@ -21,10 +21,13 @@ class Cascade:
       norm: of the budget.
       members: names and attacks in their order, all in this norm. A minimum-norm attack succeeds
         where its distance is within the budget.
+      individual: every member sees all examples, so that its own robust accuracy is known too; by
+        default only those that all before it have left standing. The ensemble's result is the same.
     """
 
     norm: str
     members: tuple[tuple[str, Attack], ...]
+    individual: bool = False
 
     minimum_norm: ClassVar[bool] = False
 
@@ -79,11 +82,11 @@ class CascadeResult(NamedTuple):
 
     def _broken_without_gradients(self) -> int:
         broken, seen_gradient = 0, False
-        for indices, result in self.members.values():
+        for place, (_, result) in enumerate(self.members.values()):
             if result.backwards.any():
                 seen_gradient = True
             elif seen_gradient:
-                broken += int(np.sum(result.success & (self.distance[indices] > 0)))
+                broken += int(np.sum(self.by == place))
         return broken
 
 
@@ -121,7 +124,8 @@ def run(
     batch_size = runner.lane_count(number, batch_size, len(devices or jax.local_devices()))
     found, by, members = None, np.full(number, -1), {}
     for place, (name, member) in enumerate(attack.members):
-        standing = np.arange(number) if found is None else np.flatnonzero(~found.success)
+        everyone = found is None or attack.individual
+        standing = np.arange(number) if everyone else np.flatnonzero(~found.success)
         if not len(standing):
             break
 
@@ -146,14 +150,16 @@ def run(
             found = jax.tree.map(
                 lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf, result
             )
+            first = np.ones(number, bool)
         else:
+            first = ~found.success[standing]
             for whole, part in zip(found[:3], result[:3], strict=True):
-                whole[standing] = part
+                whole[standing[first]] = part[first]
             for whole, part in zip(found[3:5], result[3:5], strict=True):
                 whole[standing] += part
             for norm, size in result.sizes.items():
-                found.sizes[norm][standing] = size
-        by[standing[result.success & (result.distance > 0)]] = place
+                found.sizes[norm][standing[first]] = size[first]
+        by[standing[first & result.success & (result.distance > 0)]] = place
     if progress is not None:
         progress(len(attack.members) * number, len(attack.members) * number)
     return CascadeResult(*found, by=by, members=members)

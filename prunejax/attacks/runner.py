@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from prunejax import norms
 from prunejax.attacks import diagnostics
@@ -25,6 +25,8 @@ from prunejax.classifier import Classifier
 
 # Between two looks at which examples are finished: this many steps, or this share of all.
 CHUNK_STEPS, CHUNK_SHARE = 10, 0.02
+# Lanes are halved down to this many: fewer would cost another compilation and save little.
+FEWEST_LANES = 16
 # The budget may be exceeded by the rounding of float32 images, and by no more.
 ROUNDING = 1e-6
 
@@ -103,6 +105,8 @@ def run(
     if not len(devices):
         raise ValueError("devices is empty; at least 1 is needed, or None for all local ones.")
     mesh = Mesh(np.array(devices), ("data",))
+    # Arguments that always lie alike: another sharding would be another program.
+    classifier, key = jax.device_put((classifier, key), NamedSharding(mesh, PartitionSpec()))
     lanes = _Lanes(number, lane_count(number if shrink else batch_size, batch_size, mesh.size))
     programs = _programs(attack, mesh)
     attempts = attack.attempts(classes)
@@ -124,7 +128,8 @@ def run(
                 of = np.maximum(lanes.example, 0)
                 examples = (images[of], labels[of], indices[of], lanes.attempt, eps[of])
                 if state is None:
-                    state = _blank(programs.start.eval_shape(classifier, examples, key)[0], key)
+                    shapes = programs.start.eval_shape(classifier, examples, key)[0]
+                    state = _blank(shapes, key, NamedSharding(mesh, PartitionSpec("data")))
                 state, clean = programs.fill(classifier, examples, key, state, fresh)
                 already = np.asarray(clean) & fresh
                 success[of[already]], distance[of[already]] = True, 0.0
@@ -322,13 +327,13 @@ def _start(attack: Attack) -> Callable[..., Any]:
     return start
 
 
-def _blank(shapes: Any, key: jax.Array) -> Any:
+def _blank(shapes: Any, key: jax.Array, sharding: NamedSharding) -> Any:
     """A state of these shapes with nothing in it, so that the first fill is like any other."""
 
     def blank(leaf):
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return jnp.broadcast_to(key, leaf.shape)
-        return jnp.zeros(leaf.shape, leaf.dtype)
+            return jax.device_put(jnp.broadcast_to(key, leaf.shape), sharding)
+        return jax.device_put(np.zeros(leaf.shape, leaf.dtype), sharding)
 
     return jax.tree.map(blank, shapes)
 
@@ -339,7 +344,7 @@ def lane_count(number: int, batch_size: int, devices: int) -> int:
     Few sizes, so that few programs are compiled.
     """
     lanes = batch_size
-    while lanes // 2 >= max(number, devices):
+    while lanes // 2 >= max(number, devices, FEWEST_LANES):
         lanes //= 2
     return -(-lanes // devices) * devices
 

@@ -62,6 +62,23 @@ def test_the_result_of_a_cascade_is_within_budget_and_adversarial(cascaded, relu
     assert np.array_equal(result.forwards[robust], np.full(robust.sum(), 2 + 21 + 40 + 61))
 
 
+def test_individually_every_member_sees_all_and_the_worst_case_is_the_same(cascaded, relu_network):
+    result, options = cascaded
+    images, labels = relu_network.examples(40, wrong=4)
+    cascade = attacks.Cascade(norm="linf", members=MEMBERS, individual=True)
+    every = attacks.run(cascade, relu_network.classifier, images, labels, **options)
+    fallen = np.zeros(40, bool)
+    for place, (seen, own) in enumerate(every.members.values()):
+        assert np.array_equal(seen, np.arange(40))
+        first = own.success & ~fallen & (own.distance > 0)
+        assert np.array_equal(every.by == place, first)
+        np.testing.assert_array_equal(every.images[first], own.images[first])
+        fallen |= own.success
+    assert np.array_equal(every.success, fallen)
+    assert np.array_equal(every.success, result.success)
+    assert np.array_equal(every.by, result.by)
+
+
 class CountingNetwork:
     """Notes the batch shapes with which it is traced."""
 

@@ -98,27 +98,36 @@ def test_random_numbers_belong_to_the_index(relu_network):
     assert not np.array_equal(another.images[5], result.images[0])
 
 
-def test_vmap_over_keys_and_over_classifiers_equals_the_loop(relu_network, other_relu_network):
-    images, labels = relu_network.examples(1)
-    attack = attacks.PGD(steps=4)
+@pytest.mark.parametrize(
+    ("attack", "budgets"),
+    [
+        (attacks.PGD(norm="l2", steps=4), np.float32([0.05, 1.0])),
+        (attacks.FMN(norm="l1", steps=6), np.float32([np.inf, np.inf])),
+    ],
+)
+def test_vmap_over_networks_targets_keys_and_budgets_equals_the_loop(
+    attack, budgets, relu_network, other_relu_network
+):
+    image = relu_network.examples(1)[0][0]
     networks = [relu_network.classifier, other_relu_network.classifier]
     stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), *networks)
-    keys = jax.random.split(KEY, 3)
+    targets, keys = np.arange(2), jax.random.split(KEY, 2)
 
-    def found(classifier, key):
-        state = attack.init(classifier, images[0], attacks.Goal(labels[0]), key, jnp.float32(0.05))
-        for _ in range(attack.steps):
-            state = attack.step(classifier, state)
-        return state.x, attack.result(classifier, state)
+    def find(classifier, target, key, eps):
+        return attack.find(classifier, image, attacks.Goal(None, target), key, eps)
 
-    over_keys = jax.vmap(found, in_axes=(None, 0))
-    both = jax.jit(jax.vmap(over_keys, in_axes=(0, None)))(stack, keys)
-    loop = [[jax.jit(found)(network, key) for key in keys] for network in networks]
-    stacked = jax.tree.map(
-        lambda *leaves: np.reshape(leaves, (2, 3, *leaves[0].shape)),
-        *(each for row in loop for each in row),
-    )
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), both, stacked)
-    x = both[0]
-    assert not np.allclose(x[0], x[1])
-    assert not np.allclose(x[:, 0], x[:, 1])
+    every = find
+    for axis in reversed(range(4)):
+        every = jax.vmap(every, in_axes=[0 if place == axis else None for place in range(4)])
+    found = jax.jit(every)(stack, targets, keys, budgets)
+    assert found.success.shape == (2, 2, 2, 2)
+    single = jax.jit(find)
+    for at in np.ndindex(2, 2, 2, 2):
+        alone = single(networks[at[0]], targets[at[1]], keys[at[2]], budgets[at[3]])
+        assert found.success[at] == alone.success
+        np.testing.assert_allclose(found.image[at], alone.image, atol=1e-5)
+        np.testing.assert_allclose(found.distance[at], alone.distance, rtol=1e-4)
+    assert np.any(found.success)
+    assert np.all(found.success) == attack.minimum_norm
+    for axis in range(2):  # other networks and targets are attacked in other ways
+        assert not np.allclose(*np.split(np.asarray(found.image), 2, axis))

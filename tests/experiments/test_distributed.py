@@ -16,6 +16,7 @@ from prunejax import data
 
 pytestmark = pytest.mark.slow
 FLAGS = {
+    "model.name": "mlp",
     "method.epochs": 1,
     "method.attack_steps": 2,
     "validation.steps": 2,
