@@ -69,6 +69,11 @@ def evaluate_run(
             for protocol in from_config.protocols(config)
             if is_complete(of[protocol.name], protocol, len(dataset))
         ],
+        "warnings": {
+            protocol.name: warnings
+            for protocol in from_config.protocols(config)
+            if (warnings := records.warnings_in(workdir / "records" / f"{protocol.name}.parquet"))
+        },
         "examples": len(dataset),
         "nominal_density": 1.0 - config.method.get("sparsity", 0.0),
         "real_density": masks.density(params, mask),
@@ -85,8 +90,11 @@ def main() -> None:
     """Runs the command."""
     workdir = pathlib.Path(flags.FLAGS.workdir)
     with progress.bars() as show:
-        evaluate_run(workdir, flags.FLAGS.attacks, report=show)
+        summary = evaluate_run(workdir, flags.FLAGS.attacks, report=show)
     if jax.process_index() == 0:
+        for attack, warnings in summary["warnings"].items():
+            for warning in warnings:
+                Console().print(f"{attack}: {warning}", style="yellow")
         Console().print(report.write_report({workdir.name: workdir}, workdir / "report"))
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import optax
 import pytest
 
-from prunejax import masks, pruning
+from prunejax import attacks, masks, pruning
+from prunejax.attacks import catalogue
 
 README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
 
@@ -43,6 +44,10 @@ def test_attack_example(names):
     # Both are 0.0125 a pixel from the boundary, less than 8 / 255.
     assert names["result"].success.all()
     assert (names["result"].distance >= 0.0125 - 1e-6).all()
+
+
+def test_the_table_of_attacks_is_that_of_the_registry():
+    assert catalogue.markdown(attacks.ATTACKS) in README
 
 
 def test_pruning_example(names):

@@ -4,12 +4,15 @@ For example:
 
     python -m experiments.benchmarks.attacks --examples=200
     python -m experiments.benchmarks.attacks --peers --attacks=apgd_ce,fab_t --output=attacks.json
+    python -m experiments.benchmarks.attacks --network=mnist --attacks=autoattack
+    python -m experiments.benchmarks.attacks --network=runs/resnet8 --eps_linf=0.03
 
-The network is the published one of ../shared/reference_models whose robust accuracy is known
-exactly (Fashion-MNIST, Linf 0.1: 676 of the first 1,000 images). Everything runs on the images
-that it gets right. Ours are called once before on part of the images, so that compiling is not in
-their time; it is reported by itself. With --peers (`experiments/benchmarks/install_peers.sh`)
-the same attack of other libraries follows in the same run.
+The network is a published one of ../shared/reference_models whose robust accuracy is known
+(fashion_mnist, Linf 0.1: exactly 676 of the first 1,000 images; mnist, Linf 0.3), or the one of a
+run directory. Everything runs on the images that it gets right. Ours are called once before on
+part of the images, so that compiling is not in their time; it is reported by itself. With --peers
+(`experiments/benchmarks/install_peers.sh`) the same attack of other libraries follows in the same
+run.
 """
 
 import datetime
@@ -27,14 +30,21 @@ from absl import app, flags
 from rich.console import Console
 from rich.table import Table
 
-from experiments import environment, progress
+from experiments import environment, from_config, progress, run_directory
 from experiments.benchmarks import machine, peer_attacks, torch_networks
 from prunejax import attacks, models, norms
 from prunejax.classifier import Classifier, Network
 
 _ATTACKS = flags.DEFINE_list("attacks", None, "Which to run, separated by commas; by default all.")
 _EXAMPLES = flags.DEFINE_integer("examples", 1000, "The first images of the test set.", 1, 10_000)
-_BATCH = flags.DEFINE_integer("batch_size", 512, "Examples under attack at a time.", 1)
+_BATCH = flags.DEFINE_integer("batch_size", 64, "Examples under attack at a time.", 1)
+_NETWORK = flags.DEFINE_string(
+    "network", "fashion_mnist", "fashion_mnist, mnist, or a run's folder."
+)
+_EPS = {
+    norm: flags.DEFINE_float(f"eps_{norm}", None, f"Budget in {norm}; by default the network's.", 0)
+    for norm in ("linf", "l2", "l1", "l0_pixels")
+}
 _PEERS = flags.DEFINE_bool("peers", False, "Run the other libraries' too; they must be installed.")
 _SHARED = flags.DEFINE_string("shared", "../shared", "Where reference_models/ and data/ are.")
 _OUTPUT = flags.DEFINE_string("output", None, "A JSON file for all numbers; by default none.")
@@ -48,38 +58,72 @@ class Case(NamedTuple):
     peers: Mapping[str, peer_attacks.Peer]
 
 
-def cases() -> dict[str, Case]:
-    """All comparisons, by name."""
+class Reference(NamedTuple):
+    """A published network: its weights, its data's folder, and the budgets to attack it with."""
+
+    weights: str
+    data: str
+    eps: Mapping[str, float]
+
+
+REFERENCES = {
+    "fashion_mnist": Reference(
+        "fashion_mnist_linf_0.1.npz",
+        "fashion_mnist",
+        {"linf": 0.1, "l2": 1.5, "l1": 10.0, "l0_pixels": 5.0},
+    ),
+    "mnist": Reference(
+        "mnist_linf_0.3.npz", "mnist", {"linf": 0.3, "l2": 2.0, "l1": 15.0, "l0_pixels": 5.0}
+    ),
+}
+
+
+class Target(NamedTuple):
+    """What is attacked: a network of the registry, the images that it gets right, and budgets."""
+
+    model: str
+    classifier: Classifier
+    images: np.ndarray
+    labels: np.ndarray
+    eps: Mapping[str, float]
+    description: str
+
+
+def cases(eps: Mapping[str, float]) -> dict[str, Case]:
+    """All comparisons, by name, at these budgets."""
     peer = peer_attacks
+    linf, l2, l1, pixels = (eps[norm] for norm in ("linf", "l2", "l1", "l0_pixels"))
     return {
         "pgd": Case(
             attacks.PGD(steps=40),
-            0.1,
+            linf,
             {
                 "foolbox": peer.foolbox("LinfPGD", steps=40, rel_stepsize=2.5 / 40),
-                "torchattacks": peer.torchattacks("PGD", budget="eps", steps=40, alpha=0.1 / 16),
+                "torchattacks": peer.torchattacks("PGD", budget="eps", steps=40, alpha=linf / 16),
             },
         ),
-        "apgd_ce": Case(attacks.APGD(), 0.1, {"pyautoattack": peer.apgd("linf", "ce")}),
-        "apgd_dlr": Case(attacks.APGD(loss="dlr"), 0.1, {"pyautoattack": peer.apgd("linf", "dlr")}),
-        "apgd_t": Case(
-            attacks.APGD(loss="dlr", targets=9), 0.1, {"pyautoattack": peer.apgd("linf", None)}
+        "apgd_ce": Case(attacks.APGD(), linf, {"pyautoattack": peer.apgd("linf", "ce")}),
+        "apgd_dlr": Case(
+            attacks.APGD(loss="dlr"), linf, {"pyautoattack": peer.apgd("linf", "dlr")}
         ),
-        "apgd_ce_l2": Case(attacks.APGD(norm="l2"), 1.0, {"pyautoattack": peer.apgd("l2", "ce")}),
+        "apgd_t": Case(
+            attacks.APGD(loss="dlr", targets=9), linf, {"pyautoattack": peer.apgd("linf", None)}
+        ),
+        "apgd_ce_l2": Case(attacks.APGD(norm="l2"), l2, {"pyautoattack": peer.apgd("l2", "ce")}),
         "apgd_ce_l1": Case(
             attacks.APGD(norm="l1", larger_budgets=True),
-            10.0,
+            l1,
             {"pyautoattack": peer.apgd("l1", "ce", larger_budgets=True)},
         ),
         "fab_t": Case(attacks.FAB(targets=9), None, {"pyautoattack": peer.fab_t("linf")}),
         "fab_t_l2": Case(
             attacks.FAB(norm="l2", targets=9), None, {"pyautoattack": peer.fab_t("l2")}
         ),
-        "square": Case(attacks.Square(), 0.1, {"pyautoattack": peer.square("linf", 5000)}),
+        "square": Case(attacks.Square(), linf, {"pyautoattack": peer.square("linf", 5000)}),
         "square_l2": Case(
-            attacks.Square(norm="l2", steps=1000), 1.5, {"pyautoattack": peer.square("l2", 1000)}
+            attacks.Square(norm="l2", steps=1000), l2, {"pyautoattack": peer.square("l2", 1000)}
         ),
-        "autoattack": Case(attacks.autoattack(), 0.1, {"pyautoattack": peer.autoattack("linf")}),
+        "autoattack": Case(attacks.autoattack(), linf, {"pyautoattack": peer.autoattack("linf")}),
         "deepfool": Case(
             attacks.DeepFool(), None, {"foolbox": peer.foolbox("L2DeepFoolAttack", steps=50)}
         ),
@@ -112,8 +156,8 @@ def cases() -> dict[str, Case]:
         "sigma_zero": Case(
             attacks.SigmaZero(), None, {"adv-lib": peer.adv_lib("sigma_zero", num_steps=1000)}
         ),
-        "pgd_l0_pixels": Case(attacks.PGD(norm="l0_pixels", steps=100, restarts=5), 5.0, {}),
-        "sparse_rs": Case(attacks.SparseRS(steps=1000), 5.0, {}),
+        "pgd_l0_pixels": Case(attacks.PGD(norm="l0_pixels", steps=100, restarts=5), pixels, {}),
+        "sparse_rs": Case(attacks.SparseRS(steps=1000), pixels, {}),
     }
 
 
@@ -121,27 +165,27 @@ def main(argv: list[str]) -> None:
     """Runs, prints and saves."""
     if len(argv) > 1:
         raise app.UsageError(f"unknown argument {argv[1]!r}: flags begin with --")
-    known = cases()
+    known = cases(dict.fromkeys(_EPS, 1.0))
     chosen = _ATTACKS.value or list(known)
     for name in chosen:
         if name not in known:
             raise app.UsageError(f"--attacks has {name!r}; it may have {', '.join(known)}")
     environment.configure(flags.FLAGS.cpu_devices)
     compile_seconds = _count_compiling()
-    classifier, images, labels = _reference()
-    right = np.asarray(jax.numpy.argmax(classifier(images), axis=1)) == labels
+    target = _target()
+    known = cases(target.eps)
     report = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": machine.description(),
         "versions": _versions(),
-        "data": f"Fashion-MNIST, first {len(images)} test images, {right.sum()} classified right",
+        "data": target.description,
         "measurements": [],
     }
     try:
         with progress.bars() as show:
             for number, name in enumerate(chosen):
                 show("attacks", number, len(chosen))
-                rows = _measure(name, known[name], classifier, images[right], labels[right])
+                rows = _measure(name, known[name], target)
                 report["measurements"] += rows
                 _save(report | {"compile_seconds": sum(compile_seconds)})
             show("attacks", len(chosen), len(chosen))
@@ -169,17 +213,41 @@ def _count_compiling() -> list[float]:
     return seconds
 
 
-def _reference() -> tuple[Classifier, np.ndarray, np.ndarray]:
+def _target() -> Target:
+    name = _NETWORK.value
+    if name in REFERENCES:
+        model, classifier, images, labels = "strided_cnn", *_reference(REFERENCES[name])
+        eps = REFERENCES[name].eps
+    else:
+        folder = pathlib.Path(name)
+        config = run_directory.read_config(folder)
+        test = from_config.load_split(config, "test")
+        model, classifier = config.model.name, from_config.load_trained(config, folder, test)[0]
+        images, labels = test.images.astype(np.float32) / 255, test.labels
+        eps = REFERENCES["fashion_mnist"].eps
+    images, labels = images[: _EXAMPLES.value], labels[: _EXAMPLES.value]
+    right = np.asarray(jax.numpy.argmax(classifier(images), axis=1)) == labels
+    return Target(
+        model,
+        classifier,
+        images[right],
+        labels[right],
+        {norm: eps[norm] if flag.value is None else flag.value for norm, flag in _EPS.items()},
+        f"{name}, {model}: {right.sum()} of the first {len(images)} test images, classified right",
+    )
+
+
+def _reference(reference: Reference) -> tuple[Classifier, np.ndarray, np.ndarray]:
     shared = pathlib.Path(_SHARED.value)
 
     def read(name: str, header: int) -> np.ndarray:
-        content = gzip.decompress((shared / "data" / "fashion_mnist" / name).read_bytes())
+        content = gzip.decompress((shared / "data" / reference.data / name).read_bytes())
         return np.frombuffer(content, np.uint8, offset=header)
 
-    images = read("t10k-images-idx3-ubyte.gz", 16).reshape(-1, 28, 28, 1)[: _EXAMPLES.value]
-    labels = read("t10k-labels-idx1-ubyte.gz", 8)[: _EXAMPLES.value].astype(int)
+    images = read("t10k-images-idx3-ubyte.gz", 16).reshape(-1, 28, 28, 1)
+    labels = read("t10k-labels-idx1-ubyte.gz", 8).astype(int)
     params: dict[str, dict[str, np.ndarray]] = {}
-    with np.load(shared / "reference_models" / "fashion_mnist_linf_0.1.npz") as weights:
+    with np.load(shared / "reference_models" / reference.weights) as weights:
         for path, value in weights.items():
             layer, name = path.split("/")
             params.setdefault(layer, {})[name] = value
@@ -187,8 +255,9 @@ def _reference() -> tuple[Classifier, np.ndarray, np.ndarray]:
     return Classifier({"params": params}, network), images.astype(np.float32) / 255, labels
 
 
-def _measure(name: str, case: Case, classifier, images, labels) -> list[dict[str, Any]]:
+def _measure(name: str, case: Case, target: Target) -> list[dict[str, Any]]:
     """Our row, and one for each peer."""
+    model, classifier, images, labels, *_ = target
 
     def ours(number: int):
         return attacks.run(
@@ -207,7 +276,7 @@ def _measure(name: str, case: Case, classifier, images, labels) -> list[dict[str
 
     import torch
 
-    network = torch_networks.network_of("strided_cnn", classifier.variables)
+    network = torch_networks.network_of(model, classifier.variables)
     network = network.eval().requires_grad_(False)
     x = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
     y = torch.from_numpy(labels).long()

@@ -77,10 +77,9 @@ def autoattack(norm: str) -> Peer:
         from pyautoattack import AutoAttack
 
         attack = AutoAttack(
-            network, norm=NORMS[norm], eps=eps, version="standard", seed=0, device="cpu",
-            verbose=False,
-        )  # fmt: skip
-        return _silently(attack.run_standard_evaluation, images, labels, bs=len(images))
+            network, norm=NORMS[norm], eps=eps, version="standard", seed=0, device="cpu"
+        )
+        return _silently(attack.run_standard_evaluation, images, labels, batch_size=len(images))
 
     return run
 

@@ -70,7 +70,7 @@ class CascadeResult(NamedTuple):
         found = [
             f"{name}: {warning}"
             for name, (_, result) in self.members.items()
-            for warning in result.diagnostics.warnings()
+            for warning in result.warnings()
         ]
         weaker = self._broken_without_gradients()
         if weaker > 0.002 * len(self.success):

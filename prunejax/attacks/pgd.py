@@ -18,6 +18,7 @@ class PGDState(NamedTuple):
     Attributes:
       image, goal, eps: clean image, what is wanted, and the budget.
       x: the current iterate.
+      g: the accumulated gradient; None without momentum.
       found: the first iterate that was adversarial.
     """
 
@@ -25,6 +26,7 @@ class PGDState(NamedTuple):
     goal: Goal
     eps: jax.Array
     x: jax.Array
+    g: jax.Array | None
     found: Found
 
 
@@ -33,16 +35,20 @@ class PGD(Attack):
     """Steepest ascent on the loss, projected on ball and box after each step.
 
         x <- P(x + alpha * direction(grad L(x)))
+        with momentum, direction(g) instead:  g <- momentum g + grad L(x) / ||grad L(x)||_1
 
     The projection on the intersection of ball and box is exact, the first adversarial iterate is
     kept, and the last one is looked at too. Madry et al. (2018), section 2; for L1 the direction is
     the sparse one of Tramer & Boneh (2019), for L0 the projection that of Croce & Hein (2019).
+    Momentum: Dong et al. (2018), "Boosting adversarial attacks with momentum", equations 6 and 7.
 
     Attributes:
       loss: what is maximised, a key of `losses.LOSSES`.
       relative_step: step length alpha as a share of eps; by default 2.5 / steps in Linf and L2,
         0.2 in L1. In L0 it is not a share of eps: how far the average entry moves (default 0.6, on
         MNIST the 120000 / 255 of Croce & Hein), so that the steepest reach corners of the box.
+      momentum: how much of the accumulated gradient is kept, at least 0; 1 in Dong et al., whose
+        steps are 1 / steps of eps.
       random_start: start at a random point of ball and box instead of the clean image.
     """
 
@@ -50,21 +56,28 @@ class PGD(Attack):
     steps: int = 40
     loss: str = "margin"
     relative_step: float | None = None
+    momentum: float = 0.0
     random_start: bool = True
 
-    reference: ClassVar[str] = "Madry et al. 2018; L1: Tramer & Boneh 2019; L0: Croce & Hein 2019"
+    reference: ClassVar[str] = (
+        "Madry et al. 2018; momentum: Dong et al. 2018; L1: Tramer & Boneh 2019; "
+        "L0: Croce & Hein 2019"
+    )
 
     def __post_init__(self):
         super().__post_init__()
         names.lookup("loss", self.loss, losses.LOSSES)
         if self.relative_step is not None and not self.relative_step > 0:
             raise ValueError(f"relative_step is {self.relative_step}; it must be positive.")
+        if not self.momentum >= 0:
+            raise ValueError(f"momentum is {self.momentum}; it must be at least 0.")
 
     def init(self, classifier, image, goal, key, eps) -> PGDState:
         del classifier
         start = norms.get(self.norm).random_start(key, image, eps) if self.random_start else 0.0
         x = jnp.clip(image + start, 0, 1)
-        return PGDState(image, goal, eps, x, self.nothing_found(image))
+        g = jnp.zeros_like(x) if self.momentum else None
+        return PGDState(image, goal, eps, x, g, self.nothing_found(image))
 
     def step(self, classifier, state: PGDState) -> PGDState:
         def objective(x):
@@ -73,10 +86,13 @@ class PGD(Attack):
 
         norm = norms.get(self.norm)
         grad, logits = jax.grad(objective, has_aux=True)(state.x)
-        direction = norm.direction(grad, state.x)
+        g = state.g
+        if self.momentum:
+            g = self.momentum * g + grad / jnp.maximum(jnp.sum(jnp.abs(grad)), 1e-30)
+        direction = norm.direction(g if self.momentum else grad, state.x)
         delta = state.x + self.step_length(state.eps, grad.size) * direction - state.image
         x = jnp.clip(state.image + norm.project(delta, state.image, state.eps), 0, 1)
-        return state._replace(x=x, found=self._look(state, logits))
+        return state._replace(x=x, g=g, found=self._look(state, logits))
 
     def step_length(self, eps: jax.Array, entries: int) -> jax.Array:
         """alpha, in the units of the norm's direction; `entries` is the size of an image."""

@@ -54,6 +54,10 @@ class AttackResult(NamedTuple):
     sizes: dict[str, np.ndarray]
     diagnostics: diagnostics.Diagnostics
 
+    def warnings(self) -> list[str]:
+        """Reasons to doubt the result, a sentence each."""
+        return self.diagnostics.warnings()
+
 
 def run(
     attack: Attack,

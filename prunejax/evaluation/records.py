@@ -12,9 +12,10 @@ distance      float32   in the norm; 0: clean image misclassified, inf: nothing 
 linf .. l0_pixels  float32  size of the perturbation that was found, in every norm
 """
 
+import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -49,19 +50,23 @@ def table(columns: Mapping[str, object]) -> pa.Table:
     return pa.table([column(field) for field in SCHEMA], schema=SCHEMA)
 
 
-def write(path: str | pathlib.Path, records: pa.Table, settings: str) -> None:
+def write(
+    path: str | pathlib.Path, records: pa.Table, settings: str, warnings: Sequence[str] = ()
+) -> None:
     """Writes the records; whoever looks sees the old file or the new one, never half of one.
 
     Args:
       path: of the Parquet file.
       records: the table.
       settings: what they were made with, kept in the file for `read`.
+      warnings: reasons to doubt them, kept in the file for `warnings_in`.
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(f".{os.getpid()}.tmp")
     try:
-        pq.write_table(records.replace_schema_metadata({"settings": settings}), unfinished)
+        notes = {"settings": settings, "warnings": json.dumps(list(warnings))}
+        pq.write_table(records.replace_schema_metadata(notes), unfinished)
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
@@ -80,6 +85,13 @@ def read(path: str | pathlib.Path, settings: str | None = None) -> pa.Table | No
     records = pq.read_table(path)
     made_with = (records.schema.metadata or {}).get(b"settings", b"").decode()
     return records if settings in (None, made_with) else None
+
+
+def warnings_in(path: str | pathlib.Path) -> list[str]:
+    """The reasons to doubt the records of a file; none where there is no file."""
+    if not pathlib.Path(path).exists():
+        return []
+    return json.loads((pq.read_schema(path).metadata or {}).get(b"warnings", b"[]"))
 
 
 def read_all(directory: str | pathlib.Path) -> pa.Table:

@@ -108,13 +108,14 @@ def evaluate(
         path = pathlib.Path(directory) / f"{protocol.name}.parquet"
         settings = _settings(classifier, dataset, protocol.attack, seed)
         done = records.read(path, settings)
+        warnings = [] if done is None else records.warnings_in(path)
         done = records.SCHEMA.empty_table() if done is None else done.replace_schema_metadata()
 
-        def add(rows, path=path, settings=settings):
+        def add(rows, path=path, settings=settings, warnings=warnings):
             nonlocal done
             done = pa.concat_tables([done, rows])
             if len(rows) and jax.process_index() == 0:
-                records.write(path, done, settings)
+                records.write(path, done, settings, warnings)
 
         budgets = _budgets(protocol)
         for number, budget in enumerate(budgets):
@@ -139,6 +140,7 @@ def evaluate(
                     batch_size=batch_size,
                     progress=report,
                 )
+                warnings += [each for each in found.pop("warnings") if each not in warnings]
                 add(
                     records.table(
                         {
@@ -168,7 +170,10 @@ def is_complete(table: pa.Table, protocol: Protocol, examples: int) -> bool:
 
 
 def _attack_together(attack, classifier, images, labels, indices, **options) -> dict:
-    """Attacks these examples; of several processes each does a share, and all get the whole."""
+    """Attacks these examples; of several processes each does a share, and all get the whole.
+
+    Each keeps the warnings of its own share.
+    """
     processes = jax.process_count()
     share = -(-len(indices) // processes)
     padded = np.resize(indices, share * processes)  # shares of one size: some are done twice
@@ -177,7 +182,8 @@ def _attack_together(attack, classifier, images, labels, indices, **options) -> 
     found = {name: getattr(result, name) for name in ("success", "distance", "sizes")}
     if processes > 1:
         found = jax.tree.map(np.ravel, multihost_utils.process_allgather(found))
-    return jax.tree.map(lambda part: part[: len(indices)], found)
+    found = jax.tree.map(lambda part: part[: len(indices)], found)
+    return found | {"warnings": result.warnings()}
 
 
 def at_budget(table: pa.Table, budget: float | None) -> pa.Table:

@@ -1,5 +1,6 @@
 """Records of evaluations that were stopped, and what is read off incomplete ones."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pyarrow.compute as pc
@@ -8,7 +9,14 @@ import pytest
 from prunejax import attacks
 from prunejax.classifier import Classifier
 from prunejax.data import Dataset
-from prunejax.evaluation import Protocol, evaluate, is_complete, robust_accuracy, robustness
+from prunejax.evaluation import (
+    Protocol,
+    evaluate,
+    is_complete,
+    records,
+    robust_accuracy,
+    robustness,
+)
 
 BUDGETS = (0.05, 0.1, 0.2)
 PROTOCOLS = [
@@ -69,6 +77,18 @@ def test_an_evaluation_stopped_anywhere_goes_on_where_it_was(tmp_path, monkeypat
     assert _rows(table).equals(_rows(whole))
     done = [call for call in attacked if call is not None]
     assert len(set(done)) == len(done), "nothing is attacked twice"
+
+
+def test_reasons_to_doubt_are_kept_with_the_records(tmp_path):
+    def probabilities(_, images):
+        return jax.nn.softmax(_threshold(None, images))
+
+    classifier, path = Classifier(None, probabilities), tmp_path / "pgd.parquet"
+    assert records.warnings_in(path) == []
+    for _ in range(2):  # the second time nothing is attacked
+        evaluate(classifier, DATASET, PROTOCOLS[:1], tmp_path, batch_size=8)
+        (warning,) = records.warnings_in(path)
+        assert "look like probabilities" in warning
 
 
 def test_incomplete_records_are_known_as_such(tmp_path):

@@ -1,0 +1,152 @@
+"""Brendel & Bethge: its step against general solvers, and the optimum on linear networks."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import optimize
+
+from prunejax import attacks
+from prunejax.attacks.brendel_bethge import closest_in_region
+from prunejax.classifier import Classifier
+from tests.attacks.test_closed_form import KEY, assert_valid, length, nearest_class
+from tests.linear_models import minimum_distances, random_linear
+
+ORDERS = {"l2": 2, "l1": 1, "linf": np.inf}
+SIZE = 5
+
+
+def regions(number: int):
+    """Images, points, hyperplanes that a part of the trust region reaches, and radii."""
+    rng = np.random.default_rng(0)
+    for _ in range(number):
+        image, x, b = rng.uniform(size=SIZE), rng.uniform(size=SIZE), rng.normal(size=SIZE)
+        r = rng.uniform(0.1, 0.5)
+        within = np.clip(x + r * b / np.linalg.norm(b), 0, 1) - x
+        c = rng.uniform(-0.5, 0.9) * (b @ within)
+        yield tuple(np.float32(part) for part in (image, x, b, c, r))
+
+
+def least(norm, image, x, b, c, r):
+    """The smallest distance, from the box's many starts of a general solver."""
+    image, x, b = (part.astype(float) for part in (image, x, b))
+    # Split the perturbation, so that every norm is smooth: v = image + p - q, and t bounds Linf.
+    p, q = slice(0, SIZE), slice(SIZE, 2 * SIZE)
+
+    def v(z):
+        return image + z[p] - z[q]
+
+    objective = {
+        "l2": lambda z: np.sum((z[p] - z[q]) ** 2),
+        "l1": lambda z: np.sum(z[: 2 * SIZE]),
+        "linf": lambda z: z[-1],
+    }[norm]
+    constraints = [
+        lambda z: b @ (v(z) - x) - c,
+        lambda z: r**2 - np.sum((v(z) - x) ** 2),
+        v,
+        lambda z: 1 - v(z),
+    ]
+    if norm == "linf":
+        constraints.append(lambda z: z[-1] - z[p] - z[q])
+    start = np.concatenate([np.maximum(x - image, 0), np.maximum(image - x, 0), [1.0]])
+    found = optimize.minimize(
+        objective,
+        start,
+        method="SLSQP",
+        bounds=[(0, 2)] * len(start),
+        constraints=[{"type": "ineq", "fun": each} for each in constraints],
+        options={"maxiter": 1000, "ftol": 1e-9},
+    )
+    assert found.success
+    return np.linalg.norm(v(found.x) - image, ORDERS[norm])
+
+
+@pytest.mark.parametrize("norm", list(ORDERS))
+def test_a_step_is_the_optimum_in_its_trust_region(norm):
+    step = jax.jit(lambda *problem: closest_in_region(norm, *problem))
+    for image, x, b, c, r in regions(12):
+        v = np.asarray(step(image, x, b, c, r)).astype(float)
+        assert np.all((v >= 0) & (v <= 1))
+        assert b @ (v - x) >= c - 1e-4
+        assert np.linalg.norm(v - x) <= r * (1 + 1e-4)
+        distance = np.linalg.norm(v - image, ORDERS[norm])
+        # The multipliers are bisected to 1.4 %.
+        assert distance <= 1.015 * least(norm, image, x, b, c, r) + 1e-3
+
+
+def test_a_hyperplane_out_of_reach_is_approached():
+    image, x, b = np.full(4, 0.5, "f4"), np.full(4, 0.5, "f4"), np.float32([3, 4, 0, 0])
+    v = closest_in_region("l2", image, x, b, np.float32(10), np.float32(0.1))
+    np.testing.assert_allclose(v - x, [0.1 / np.sqrt(2)] * 2 + [0, 0], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("norm", "shape", "classes", "bound", "lr"),
+    [
+        ("l2", (20,), 3, 1.05, 1e-2),
+        ("linf", (7, 5, 1), 2, 1.05, 1e-2),
+        ("l1", (20,), 3, 1.25, 1e-2),
+        # A feature is put back where the trust region, of radius 35 lr, has room for its move.
+        ("l0", (7, 5, 1), 2, 1.25, 0.1),
+        ("l0_pixels", (9, 8, 3), 2, 1.25, 1e-2),
+    ],
+)
+def test_reaches_the_optimum(norm, shape, classes, bound, lr, linear_classifier):
+    attack = attacks.BrendelBethge(norm=norm, steps=300, restarts=3, lr=lr)
+    problem = random_linear(0, shape, classes)
+    distances = minimum_distances(problem, norm)
+    classifier = linear_classifier(problem)
+    result = attacks.run(attack, classifier, problem.images, problem.labels, key=KEY)
+    assert result.success.all()
+    assert_valid(result, problem, problem.labels, norm)
+    assert np.all(result.distance >= distances * (1 - 1e-5))
+    assert np.all(result.distance <= bound * distances)
+
+
+def test_targeted(linear_classifier):
+    problem = random_linear(1, (20,), classes=4)
+    targets, distances = nearest_class(problem, "l2")
+    attack = attacks.BrendelBethge(norm="l2", steps=300, targeted=True)
+    result = attacks.run(attack, linear_classifier(problem), problem.images, targets, key=KEY)
+    assert_valid(result, problem, targets, "l2", targeted=True)
+    assert result.success.all()
+    assert np.all(result.distance <= 1.05 * distances)
+    assert np.all(length(result.images - problem.images, "l2") > 0)
+
+
+def test_an_example_without_a_start_is_not_found_and_stops_nobody():
+    def logits(_, images):
+        reachable = images[:, 0] > 0.5  # the first entry says which example it is
+        score = jnp.where(reachable, images[:, 1:].mean(axis=1) - 0.6, -1.0)
+        return jnp.stack([jnp.zeros_like(score), score], axis=1)
+
+    images = np.full((2, 5), 0.4, np.float32)
+    images[0, 0] = 1.0
+    attack = attacks.BrendelBethge(norm="l2", steps=50)
+    result = attacks.run(attack, Classifier(None, logits), images, np.zeros(2, int), key=KEY)
+    assert result.success.all()  # noise finds the other half of the box as well
+    nowhere = Classifier(None, lambda _, x: jnp.stack([x[:, 0] * 0 + 1, x[:, 0] * 0], axis=1))
+    result = attacks.run(attack, nowhere, images, np.zeros(2, int), key=KEY)
+    assert not result.success.any()
+    assert np.all(np.isinf(result.distance))
+    assert np.array_equal(result.images, images)
+    assert np.all(result.forwards == 50 + 10 + 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"overshoot": 0.9}, "overshoot is 0.9"),
+        ({"lr": 0.0}, "lr is 0.0"),
+        ({"lr_decay": 1.5}, "lr_decay is 1.5"),
+        ({"momentum": 1.0}, "momentum is 1.0"),
+        ({"tries": 0}, "tries is 0"),
+        ({"halvings": 2.5}, "halvings is 2.5"),
+    ],
+)
+def test_errors(options, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        attacks.create("brendel_bethge", **options)
