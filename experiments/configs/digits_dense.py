@@ -4,7 +4,7 @@
     python -m experiments.evaluate --workdir=runs/digits_dense
 
 Training takes about 10 s and the attacks 5 s, compilation included, on two cores of an AMD EPYC.
-Comes out: 98.5 % clean and 80.0 % robust accuracy (Linf 0.1, PGD) on 200 test images, in
+Comes out: 98.0 % clean and 79.0 % robust accuracy (Linf 0.1, PGD) on 200 test images, in
 summary.json; the network in network/, every attacked example in records/.
 """
 
