@@ -30,7 +30,7 @@ echo "torch" >&2
 pip install ${TORCH:-torch==2.13.0}
 
 echo "this project" >&2
-pip install -e "$root"
+pip install -e "$root[test]"
 
 # The peers ask for torchvision, which they do not need for attacks and which would replace torch's
 # build by the one it was made for. So each comes alone, after what it really imports.

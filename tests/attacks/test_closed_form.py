@@ -236,6 +236,25 @@ def test_deepfool_is_as_near_in_small_batches(batch_size, linear_classifier):
 
 
 @pytest.mark.parametrize(
+    ("attack", "bound"),
+    [
+        (attacks.APGD(loss="dlr"), 1.25),
+        (attacks.FAB(norm="l2", targets=9), 1.05),
+        (attacks.DeepFool(targets=30), 1.05),
+    ],
+)
+def test_a_thousand_classes(attack, bound, linear_classifier):
+    problem = random_linear(0, (20,), classes=1000)
+    distances = minimum_distances(problem, attack.norm)
+    eps = None if attack.minimum_norm else bound * distances
+    classifier = linear_classifier(problem)
+    result = attacks.run(attack, classifier, problem.images, problem.labels, key=KEY, eps=eps)
+    assert result.success.all()
+    assert_valid(result, problem, problem.labels, attack.norm, eps)
+    assert np.all(result.distance <= bound * distances * (1 + 1e-5))
+
+
+@pytest.mark.parametrize(
     ("shape", "classes", "targeted"),
     [((20,), 2, False), ((7, 5, 1), 2, True), ((32, 24, 3), 10, False)],
 )
