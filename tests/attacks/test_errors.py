@@ -9,6 +9,7 @@ import pytest
 
 from prunejax import attacks
 from prunejax.classifier import Classifier
+from prunejax.norms import NORMS
 
 IMAGES = np.full((4, 3, 2, 1), 0.5, np.float32)
 LABELS = np.array([0, 1, 2, 0])
@@ -133,10 +134,16 @@ def test_an_unknown_norm(name):
         attacks.create(name, norm="l7")
 
 
-@pytest.mark.parametrize(("name", "norm"), [("deepfool", "linf"), ("sigma_zero", "l0_pixels")])
-def test_a_norm_that_the_attack_does_not_have(name, norm):
-    with pytest.raises(ValueError, match=f"norm is '{norm}'"):
-        attacks.create(name, norm=norm)
+@pytest.mark.parametrize("name", attacks.ATTACKS)
+def test_an_attack_takes_the_norms_that_it_says_and_no_others(name):
+    supported = attacks.ATTACKS[name].supported
+    assert attacks.create(name).norm in supported
+    for norm in NORMS:
+        if norm in supported:
+            assert attacks.create(name, norm=norm).norm == norm
+        else:
+            with pytest.raises(ValueError, match=f"norm is '{norm}'.*'{supported[0]}'"):
+                attacks.create(name, norm=norm)
 
 
 @pytest.mark.parametrize(
