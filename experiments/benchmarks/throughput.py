@@ -42,7 +42,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.console import Console
 from rich.table import Table
 
-from experiments import environment
+from experiments import environment, progress
 from experiments.benchmarks import machine, timing, torch_networks
 from prunejax import attacks, models
 from prunejax.attacks import runner
@@ -106,15 +106,20 @@ def main(argv: list[str]) -> None:
 
     console = Console()
     rows, ratios = [], []
-    for name in _NETWORKS.value:
-        for work, candidates in _work(known[name]).items():
-            with console.status(f"{name}, {work}"):
-                measured = timing.compare(candidates, rounds=_ROUNDS.value, seconds=_SECONDS.value)
-            rows += [_row(name, work, measurement) for measurement in measured.values()]
-            ratios += [
-                {"network": name, "work": work, "ratio": what, "value": value}
-                for what, value in _ratios(measured).items()
-            ]
+    with progress.bars() as show:
+        for name in _NETWORKS.value:
+            for work, candidates in _work(known[name]).items():
+                measured = timing.compare(
+                    candidates,
+                    rounds=_ROUNDS.value,
+                    seconds=_SECONDS.value,
+                    progress=functools.partial(show, f"{name} {work}"),
+                )
+                rows += [_row(name, work, measurement) for measurement in measured.values()]
+                ratios += [
+                    {"network": name, "work": work, "ratio": what, "value": value}
+                    for what, value in _ratios(measured).items()
+                ]
     report = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": machine.description(),

@@ -49,7 +49,11 @@ class Measurement:
 
 
 def compare(
-    candidates: Sequence[Candidate], *, rounds: int, seconds: float
+    candidates: Sequence[Candidate],
+    *,
+    rounds: int,
+    seconds: float,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Measurement]:
     """Times the candidates in turn, round after round, so that a slow minute hits all of them.
 
@@ -60,15 +64,18 @@ def compare(
       candidates: of different names.
       rounds: timings of each candidate.
       seconds: each timing repeats its candidate's call until it lasts about that long.
+      progress: called with (calls made, calls in all), the first of each candidate included.
 
     Returns:
       A measurement for each name.
     """
-    repeats = {}
+    repeats, done, total = {}, 0, len(candidates) * (1 + rounds)
     for candidate in candidates:
+        progress(done, total)
         candidate.call()
         once = max(elapsed(candidate.call), 1e-9)
         repeats[candidate.name] = min(math.ceil(seconds / once), MOST_REPEATS)
+        done += 1
     rates = {candidate.name: [] for candidate in candidates}
     for _ in range(rounds):
         for candidate in candidates:
@@ -76,6 +83,8 @@ def compare(
             rates[candidate.name].append(
                 number * candidate.work / elapsed(candidate.call, repeats=number)
             )
+            done += 1
+            progress(done, total)
     return {name: Measurement(name, tuple(values)) for name, values in rates.items()}
 
 
