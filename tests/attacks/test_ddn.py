@@ -7,7 +7,7 @@ import pytest
 
 from prunejax import attacks
 from prunejax.classifier import Classifier
-from tests.attacks.test_closed_form import KEY, assert_valid, nearest_class
+from tests.attacks.test_closed_form import KEY, check_distances
 from tests.linear_models import random_linear
 
 
@@ -17,23 +17,14 @@ from tests.linear_models import random_linear
 )
 def test_it_finds_the_nearest_point(shape, classes, targeted, linear_classifier):
     problem = random_linear(0, shape, classes)
-    targets, distances = nearest_class(problem, "l2")
-    labels = targets if targeted else problem.labels
     attack = attacks.DDN(steps=200, targeted=targeted)
-    result = attacks.run(attack, linear_classifier(problem), problem.images, labels, key=KEY)
-    assert result.success.all()
-    assert_valid(result, problem, labels, "l2", targeted=targeted)
-    assert np.all(result.distance >= distances * (1 - 1e-5))
-    assert np.all(result.distance <= distances * 1.05)
+    check_distances(attack, linear_classifier(problem), problem, 1.05)
 
 
 def test_heading_for_every_class_finds_the_nearest(linear_classifier):
     problem = random_linear(1, (7, 5, 1), classes=5)
-    _, distances = nearest_class(problem, "l2")
-    attack, classifier = attacks.DDN(steps=200, targets=4), linear_classifier(problem)
-    result = attacks.run(attack, classifier, problem.images, problem.labels, key=KEY)
-    assert_valid(result, problem, problem.labels, "l2")
-    assert np.all(result.distance <= distances * 1.05)
+    attack = attacks.DDN(steps=200, targets=4)
+    check_distances(attack, linear_classifier(problem), problem, 1.05)
 
 
 def iterates(attack, classifier, image, goal, steps: int):

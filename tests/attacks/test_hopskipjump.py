@@ -10,8 +10,8 @@ import pytest
 from prunejax import attacks
 from prunejax.attacks import starts
 from prunejax.attacks.goal import Goal
-from tests.attacks.test_closed_form import KEY, assert_valid, length, nearest_class
-from tests.linear_models import minimum_distances, random_linear
+from tests.attacks.test_closed_form import KEY, assert_valid, check_distances, length, nearest_class
+from tests.linear_models import random_linear
 
 
 def test_queries_grow_with_the_root_of_the_step_and_are_as_many_as_stated():
@@ -80,14 +80,7 @@ def test_pulling_ends_where_the_way_crosses_the_boundary(norm):
 def test_reaches_the_optimum(norm, shape, classes, linear_classifier):
     attack = attacks.HopSkipJump(norm=norm, steps=30, queries=300)
     problem = random_linear(0, shape, classes)
-    distances = minimum_distances(problem, norm)
-    result = attacks.run(
-        attack, linear_classifier(problem), problem.images, problem.labels, key=KEY
-    )
-    assert result.success.all()
-    assert_valid(result, problem, problem.labels, norm)
-    assert np.all(result.distance >= distances * (1 - 1e-5))
-    assert np.all(result.distance <= 1.25 * distances)
+    result = check_distances(attack, linear_classifier(problem), problem, 1.25)
     assert np.all(result.forwards == 50 + 16 + 30 * (300 + 11 + 16))
     assert np.all(result.backwards == 0)
 

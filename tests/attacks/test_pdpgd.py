@@ -8,7 +8,7 @@ import pytest
 from prunejax import attacks
 from prunejax.attacks import pdpgd
 from prunejax.classifier import Classifier
-from tests.attacks.test_closed_form import KEY, assert_valid, nearest_class
+from tests.attacks.test_closed_form import KEY, check_distances
 from tests.linear_models import random_linear
 
 
@@ -18,14 +18,8 @@ from tests.linear_models import random_linear
 )
 def test_it_finds_the_nearest_point(shape, classes, targeted, linear_classifier):
     problem = random_linear(0, shape, classes)
-    targets, distances = nearest_class(problem, "l1")
-    labels = targets if targeted else problem.labels
     attack = attacks.PDPGD(targeted=targeted)
-    result = attacks.run(attack, linear_classifier(problem), problem.images, labels, key=KEY)
-    assert result.success.all()
-    assert_valid(result, problem, labels, "l1", targeted=targeted)
-    assert np.all(result.distance >= distances * (1 - 1e-5))
-    assert np.all(result.distance <= distances * 1.25)
+    check_distances(attack, linear_classifier(problem), problem, 1.25)
 
 
 def test_the_margin_weighs_more_until_the_boundary_is_crossed():
