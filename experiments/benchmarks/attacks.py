@@ -21,7 +21,7 @@ import importlib.metadata
 import json
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -95,7 +95,7 @@ def cases(eps: Mapping[str, float]) -> dict[str, Case]:
     linf, l2, l1, pixels = (eps[norm] for norm in ("linf", "l2", "l1", "l0_pixels"))
     return {
         "pgd": Case(
-            attacks.PGD(steps=40),
+            attacks.PGD(steps=40, loss="cross_entropy"),
             linf,
             {
                 "foolbox": peer.foolbox("LinfPGD", steps=40, rel_stepsize=2.5 / 40),
@@ -185,9 +185,9 @@ def main(argv: list[str]) -> None:
         with progress.bars() as show:
             for number, name in enumerate(chosen):
                 show("attacks", number, len(chosen))
-                rows = _measure(name, known[name], target)
-                report["measurements"] += rows
-                _save(report | {"compile_seconds": sum(compile_seconds)})
+                for row in _measure(name, known[name], target):
+                    report["measurements"].append(row)
+                    _save(report | {"compile_seconds": sum(compile_seconds)})
             show("attacks", len(chosen), len(chosen))
     finally:  # what was measured is shown also where a peer failed
         _print(report)
@@ -255,8 +255,8 @@ def _reference(reference: Reference) -> tuple[Classifier, np.ndarray, np.ndarray
     return Classifier({"params": params}, network), images.astype(np.float32) / 255, labels
 
 
-def _measure(name: str, case: Case, target: Target) -> list[dict[str, Any]]:
-    """Our row, and one for each peer."""
+def _measure(name: str, case: Case, target: Target) -> Iterator[dict[str, Any]]:
+    """Our row, and one for each peer, each as soon as it is known."""
     model, classifier, images, labels, *_ = target
 
     def ours(number: int):
@@ -270,9 +270,9 @@ def _measure(name: str, case: Case, target: Target) -> list[dict[str, Any]]:
     found = ours(len(images))
     seconds = time.perf_counter() - start
     norm = case.attack.norm
-    rows = [_row(name, "prunejax", norm, case.eps, classifier, images, labels, found, seconds)]
+    yield _row(name, "prunejax", norm, case.eps, classifier, images, labels, found, seconds)
     if not _PEERS.value:
-        return rows
+        return
 
     import torch
 
@@ -285,8 +285,7 @@ def _measure(name: str, case: Case, target: Target) -> list[dict[str, Any]]:
         found = attack(network, x, y, case.eps)
         seconds = time.perf_counter() - start
         found = found.detach().permute(0, 2, 3, 1).numpy()
-        rows.append(_row(name, library, norm, case.eps, classifier, images, labels, found, seconds))
-    return rows
+        yield _row(name, library, norm, case.eps, classifier, images, labels, found, seconds)
 
 
 def _row(name, library, norm, eps, classifier, images, labels, found, seconds) -> dict[str, Any]:

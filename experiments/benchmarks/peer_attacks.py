@@ -79,7 +79,7 @@ def autoattack(norm: str) -> Peer:
         attack = AutoAttack(
             network, norm=NORMS[norm], eps=eps, version="standard", seed=0, device="cpu"
         )
-        return _silently(attack.run_standard_evaluation, images, labels, batch_size=len(images))
+        return _silently(attack.run_standard_evaluation, images, labels, batch_size=len(images))[0]
 
     return run
 
