@@ -6,9 +6,10 @@
         --config=experiments/configs/fashion_mnist_gradual_adversarial.py --workdir=runs/fashion
     python -m experiments.evaluate --workdir=runs/fashion
 
-The first line is only needed without a network. Measured with two epochs only
-(--config.method.epochs=2 --config.method.pruning_epochs=1), on two busy cores of an AMD EPYC:
-58 s of training, then 79.7 % clean and 58.5 % robust accuracy (Linf 0.1, PGD) on 1,000 test images.
+The first line is only needed without a network. Measured on two cores of an AMD EPYC, jax 0.10.2:
+3 min 34 s of training and 47 s of evaluation, both from a cold compile cache; of 1,000 test images
+83.2 % are right, 68.3 % with Linf 0.1 (PGD), 66.6 % with L2 1 (DeepFool) and 59.4 % with 5 changed
+features (sigma-zero), at 10.00 % of the weights.
 """
 
 from experiments.configs.base import base, protocol
