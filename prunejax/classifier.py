@@ -89,3 +89,16 @@ class Classifier:
     def with_params(self, params: Any) -> "Classifier":
         """The same classifier with other parameters."""
         return dataclasses.replace(self, variables={**self.variables, "params": params})
+
+    def on_vectors(self, shape: tuple[int, ...]) -> "Classifier":
+        """The same classifier of flattened images `[B, d]`; `shape` is that of one image."""
+        return dataclasses.replace(self, apply_fn=_OnVectors(self.apply_fn, shape))
+
+
+@dataclasses.dataclass(frozen=True)
+class _OnVectors:
+    apply_fn: Callable[[Variables, jax.Array], jax.Array]
+    shape: tuple[int, ...]
+
+    def __call__(self, variables: Variables, vectors: jax.Array) -> jax.Array:
+        return self.apply_fn(variables, vectors.reshape(len(vectors), *self.shape))

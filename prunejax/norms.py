@@ -11,10 +11,11 @@ Two ideas carry the file. First, ball and box are both symmetric in the sense th
 perturbation never leaves the orthant of the vector it comes from, so each norm only has to say
 what it does with magnitudes: how much of `reach >= 0` (the way to the box, per coordinate) is
 used. Second, each optimum lies on a path governed by one Lagrange multiplier along which the length
-falls monotonically, so the multiplier is bisected over the *bit patterns* of float32: 31 halvings
-end at two neighbouring floats whatever the scale. No projection sorts: on a CPU one sort of the 2 d
-breakpoints took 25 to 30 times as long as the whole bisection. Arrays are flattened because there
-the same bisection over image-shaped arrays took 12 to 28 times as long.
+falls monotonically. Where all entries grow in fixed proportions until they meet the box, it is
+found by filling (`_fill_evenly`); else it is bisected over the *bit patterns* of float32: 31
+halvings end at two neighbouring floats whatever the scale. No projection sorts: on a CPU one sort
+of the 2 d breakpoints took 25 to 30 times as long as the whole bisection. Arrays are flattened
+because there the same bisection over image-shaped arrays took 12 to 28 times as long.
 """
 
 import dataclasses
@@ -52,9 +53,9 @@ class Norm:
         shrink: (magnitude, reach, eps) -> the magnitudes closest to `magnitude` that are at most
             `reach` and have length eps. Needed only where `reach` is longer than eps > 0.
         climb: (slope, reach, eps) -> likewise, those with the largest inner product with `slope`.
-        gains: (slope, worth, multiplier) -> the products slope * magnitude on the way that `climb`
-            takes, which grow to worth = slope * reach as the multiplier falls. None where units
-            are counted.
+        gains: (slope, worth, gap) -> the products slope * magnitude, each at most worth =
+            slope * reach, of the shortest magnitudes for which they add up to gap, which is at most
+            the sum of worth. None where units are counted.
         steepest: (gradient, mask of the entries that the box lets move) -> direction.
         sample: (key, image, eps) -> random perturbation, image-shaped, not yet projected.
     """
@@ -162,9 +163,8 @@ class Norm:
         corner = self.flatten(_corner(jnp.where(gap < 0, -grad, grad), image))
         slope, reach = jnp.abs(self.flatten(_rescale(grad))), jnp.abs(corner)
         gap = jnp.abs(gap) / _nonzero(jnp.max(jnp.abs(grad)))  # in the units of `slope`
-        # Bisecting for the gains takes a fifth of the time of bisecting for the magnitudes.
         worth = slope * reach
-        gains = _at_budget(lambda m: self.gains(slope, worth, m), jnp.sum, gap)
+        gains = self.gains(slope, worth, gap)
         all_the_way = (gains >= worth) | (jnp.sum(worth) <= gap)
         magnitude = jnp.where(all_the_way, reach, gains / _nonzero(slope))
         return (jnp.sign(corner) * jnp.where(gap > 0, magnitude, 0.0)).reshape(grad.shape)
@@ -280,6 +280,30 @@ def _at_budget(path: Callable, length: Callable, eps: Array) -> Array:
     return inner + jnp.clip(share, 0.0, 1.0) * (outer - inner)
 
 
+def _fill_evenly(rate: Array, limit: Array, total: Array) -> Array:
+    """min(t rate, limit) with the t >= 0 at which that adds up to `total`, or all of `limit`.
+
+    Entries that reach their limit leave the others a larger share, which can only make more of them
+    reach theirs: a few rounds, and exact once no more do. (Newton's method from t = 0.)
+    """
+
+    def share(full):
+        left = total - jnp.sum(jnp.where(full, limit, 0.0))
+        return left / _nonzero(jnp.sum(jnp.where(full, 0.0, rate)))
+
+    def more(carry):
+        full, before = carry
+        return jnp.any(full != before)
+
+    def fill(carry):
+        full, _ = carry
+        return full | (share(full) * rate >= limit), full
+
+    none = limit <= 0
+    full, _ = jax.lax.while_loop(more, fill, fill((none, none)))
+    return jnp.where(full, limit, share(full) * rate)
+
+
 def largest(gain: Array, count: Array) -> Array:
     """Mask of the `count` largest entries of gain >= 0 (`[units]`), the first among equals."""
 
@@ -309,10 +333,6 @@ def _cap(magnitude: Array, reach: Array, eps: Array) -> Array:
     return jnp.minimum(reach, eps)
 
 
-def _equal_moves(slope: Array, worth: Array, multiplier: Array) -> Array:
-    return jnp.minimum(slope / multiplier, worth)
-
-
 def _linf_sample(key: Array, image: Array, eps: Array) -> Array:
     return eps * jax.random.uniform(key, image.shape, minval=-1.0, maxval=1.0)
 
@@ -333,17 +353,13 @@ def _l2(vector: Array) -> Array:
 
 
 def _water_fill(magnitude: Array, reach: Array, eps: Array) -> Array:
-    def path(multiplier):
-        return jnp.minimum(magnitude / multiplier, reach)
-
-    def length(vector):  # in units of eps, so that squares for tiny budgets do not underflow
-        return eps * jnp.sqrt(jnp.sum((vector / eps) ** 2))
-
-    return _at_budget(path, length, eps)
+    # In units of the largest entry and of eps, so that squares do not underflow.
+    squares = _fill_evenly(_rescale(magnitude) ** 2, (reach / _nonzero(eps)) ** 2, jnp.float32(1))
+    return jnp.minimum(eps * jnp.sqrt(squares), reach)
 
 
-def _proportional_moves(slope: Array, worth: Array, multiplier: Array) -> Array:
-    return jnp.minimum(slope * (slope / multiplier), worth)
+def _proportional_gains(slope: Array, worth: Array, gap: Array) -> Array:
+    return _fill_evenly(slope**2, worth, gap)
 
 
 def _l2_unit(grad: Array, free: Array) -> Array:
@@ -368,12 +384,8 @@ def _soft_threshold(magnitude: Array, reach: Array, eps: Array) -> Array:
     return _at_budget(lambda m: jnp.clip(magnitude - m, 0.0, reach), jnp.sum, eps)
 
 
-def _steepest_moves(slope: Array, worth: Array, multiplier: Array) -> Array:
-    return jnp.where(slope > multiplier, worth, 0.0)
-
-
 def _fill_by_slope(slope: Array, reach: Array, eps: Array) -> Array:
-    return _at_budget(lambda m: _steepest_moves(slope, reach, m), jnp.sum, eps)
+    return _at_budget(lambda m: jnp.where(slope > m, reach, 0.0), jnp.sum, eps)
 
 
 def _slide(grad: Array, free: Array) -> Array:
@@ -442,7 +454,7 @@ NORMS: dict[str, Norm] = {
             dual_length=_l1,
             shrink=_cap,
             climb=_cap,
-            gains=_equal_moves,
+            gains=_fill_evenly,
             steepest=_sign,
             sample=_linf_sample,
         ),
@@ -454,7 +466,7 @@ NORMS: dict[str, Norm] = {
             dual_length=_l2,
             shrink=_water_fill,
             climb=_water_fill,
-            gains=_proportional_moves,
+            gains=_proportional_gains,
             steepest=_l2_unit,
             sample=_l2_sample,
         ),
@@ -466,7 +478,7 @@ NORMS: dict[str, Norm] = {
             dual_length=_linf,
             shrink=_soft_threshold,
             climb=_fill_by_slope,
-            gains=_steepest_moves,
+            gains=_fill_by_slope,
             steepest=_slide,
             sample=_l1_sample,
         ),

@@ -187,11 +187,12 @@ def _attacks(case: Case, classifier: Classifier, mesh: Mesh) -> list[timing.Cand
     images, labels = _attacked(case, classifier)
     number = len(images)
     lane = NamedSharding(mesh, PartitionSpec("data"))
-    replicated = jax.device_put(classifier, NamedSharding(mesh, PartitionSpec()))
+    attacked, inputs = attacks.as_attacked(ATTACK, classifier, images)
+    replicated = jax.device_put(attacked, NamedSharding(mesh, PartitionSpec()))
     keys = jax.random.split(jax.random.key(0), number)
     init = jax.jit(jax.vmap(ATTACK.init, in_axes=(None, 0, 0, 0, 0)), out_shardings=lane)
     goals = attacks.Goal(label=jnp.asarray(labels))
-    state = functools.partial(init, replicated, images, goals, keys, np.full(number, EPS, "f4"))
+    state = functools.partial(init, replicated, inputs, goals, keys, np.full(number, EPS, "f4"))
 
     advance = runner._programs(ATTACK, mesh).advance
     step = _attack_step(mesh)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from prunejax import names
 from prunejax.attacks.apgd import APGD, APGDState
-from prunejax.attacks.attack import Attack, Found, Passes
+from prunejax.attacks.attack import Attack, Found, Passes, as_attacked
 from prunejax.attacks.autoattack import autoattack, l0_ensemble
 from prunejax.attacks.bisection import smallest_budget
 from prunejax.attacks.brendel_bethge import BrendelBethge, BrendelBethgeState
@@ -114,6 +114,7 @@ __all__ = [
     "SigmaZeroState",
     "SparseRS",
     "Square",
+    "as_attacked",
     "autoattack",
     "create",
     "expectation",

@@ -130,6 +130,7 @@ class APGD(Attack):
 
     supported: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")
     reference: ClassVar[str] = "Croce & Hein 2020; L1: Croce & Hein 2021"
+    entrywise: ClassVar[bool] = True
 
     def __post_init__(self):
         super().__post_init__()

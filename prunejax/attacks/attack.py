@@ -9,12 +9,14 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from prunejax import names, norms
 from prunejax.attacks.goal import Goal, without
 from prunejax.classifier import Classifier
 
 State = Any
+Images = np.ndarray | jax.Array
 
 
 class Found(NamedTuple):
@@ -71,6 +73,9 @@ class Attack:
     minimum_norm: ClassVar[bool] = False
     # A black-box attack only looks at outputs.
     uses_gradients: ClassVar[bool] = True
+    # It treats all entries of an image alike, whatever its shape (in l0_pixels none does). It then
+    # gets vectors: on CPUs the same arithmetic is up to seven times as fast as on images.
+    entrywise: ClassVar[bool] = False
     # What `init`, a `step` and `result` cost.
     init_passes: ClassVar[Passes] = Passes(0, 0)
     step_passes: ClassVar[Passes] = Passes(1, 1)
@@ -165,3 +170,12 @@ class Attack:
 def logits_of(classifier: Differentiable, image: jax.Array) -> jax.Array:
     """Logits `[C]` of one image."""
     return classifier(image[None])[0]
+
+
+def as_attacked(
+    attack: Attack, classifier: Classifier, images: Images
+) -> tuple[Classifier, Images]:
+    """Classifier and images `[B, ...]` as the attack gets them: as vectors, where it may."""
+    if not attack.entrywise or attack.norm == "l0_pixels":
+        return classifier, images
+    return classifier.on_vectors(images.shape[1:]), images.reshape(len(images), -1)

@@ -72,6 +72,7 @@ class CarliniWagner(Attack):
 
     supported: ClassVar[tuple[str, ...]] = ("l2",)
     reference: ClassVar[str] = "Carlini & Wagner 2017"
+    entrywise: ClassVar[bool] = True
     minimum_norm: ClassVar[bool] = True
     result_passes: ClassVar[Passes] = Passes(0, 0)
 

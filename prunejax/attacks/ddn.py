@@ -65,6 +65,7 @@ class DDN(Attack):
 
     supported: ClassVar[tuple[str, ...]] = ("l2",)
     reference: ClassVar[str] = "Rony et al. 2019"
+    entrywise: ClassVar[bool] = True
     minimum_norm: ClassVar[bool] = True
 
     def __post_init__(self):

@@ -58,6 +58,7 @@ class DeepFool(Attack):
 
     supported: ClassVar[tuple[str, ...]] = ("l2", "linf")
     reference: ClassVar[str] = "Moosavi-Dezfooli et al. 2016"
+    entrywise: ClassVar[bool] = True
     minimum_norm: ClassVar[bool] = True
 
     def __post_init__(self):

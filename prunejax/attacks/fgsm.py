@@ -38,6 +38,7 @@ class FGSM(Attack):
     loss: str = "cross_entropy"
 
     reference: ClassVar[str] = "Goodfellow, Shlens & Szegedy 2015"
+    entrywise: ClassVar[bool] = True
 
     def __post_init__(self):
         super().__post_init__()

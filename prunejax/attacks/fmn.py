@@ -67,6 +67,7 @@ class FMN(Attack):
 
     supported: ClassVar[tuple[str, ...]] = ("l0", "l1", "l2", "linf")
     reference: ClassVar[str] = "Pintor et al. 2021"
+    entrywise: ClassVar[bool] = True
     minimum_norm: ClassVar[bool] = True
 
     def __post_init__(self):

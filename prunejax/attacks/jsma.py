@@ -64,6 +64,7 @@ class JSMA(Attack):
 
     supported: ClassVar[tuple[str, ...]] = ("l0",)
     reference: ClassVar[str] = "Papernot et al. 2016"
+    entrywise: ClassVar[bool] = True
     minimum_norm: ClassVar[bool] = True
     step_passes: ClassVar[Passes] = Passes(1, 2)
 

@@ -72,6 +72,7 @@ class PDPGD(Attack):
 
     supported: ClassVar[tuple[str, ...]] = ("l1",)
     reference: ClassVar[str] = "Matyasko & Chau 2021"
+    entrywise: ClassVar[bool] = True
     minimum_norm: ClassVar[bool] = True
 
     def __post_init__(self):

@@ -63,6 +63,7 @@ class PGD(Attack):
         "Madry et al. 2018; momentum: Dong et al. 2018; L1: Tramer & Boneh 2019; "
         "L0: Croce & Hein 2019"
     )
+    entrywise: ClassVar[bool] = True
 
     def __post_init__(self):
         super().__post_init__()

@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from prunejax import norms
 from prunejax.attacks import diagnostics
-from prunejax.attacks.attack import Attack, Found
+from prunejax.attacks.attack import Attack, Found, as_attacked
 from prunejax.attacks.goal import Goal
 from prunejax.canonical import canonical
 from prunejax.classifier import Classifier
@@ -111,6 +111,7 @@ def run(
     mesh = Mesh(np.array(devices), ("data",))
     # Arguments that always lie alike: another sharding would be another program.
     classifier, key = jax.device_put((classifier, key), NamedSharding(mesh, PartitionSpec()))
+    attacked, inputs = as_attacked(attack, classifier, images)
     lanes = _Lanes(number, lane_count(number if shrink else batch_size, batch_size, mesh.size))
     programs = _programs(attack, mesh)
     attempts = attack.attempts(classes)
@@ -130,22 +131,22 @@ def run(
             fresh = lanes.fill(attack.steps)
             if fresh.any():
                 of = np.maximum(lanes.example, 0)
-                examples = (images[of], labels[of], indices[of], lanes.attempt, eps[of])
+                examples = (inputs[of], labels[of], indices[of], lanes.attempt, eps[of])
                 if state is None:
-                    shapes = programs.start.eval_shape(classifier, examples, key)[0]
+                    shapes = programs.start.eval_shape(attacked, examples, key)[0]
                     state = _blank(shapes, key, NamedSharding(mesh, PartitionSpec("data")))
-                state, clean = programs.fill(classifier, examples, key, state, fresh)
+                state, clean = programs.fill(attacked, examples, key, state, fresh)
                 already = np.asarray(clean) & fresh
                 success[of[already]], distance[of[already]] = True, 0.0
                 lanes.leave(already)
             steps = min(chunk, lanes.shortest())
-            state, finished, taken = programs.advance(classifier, state, steps)
+            state, finished, taken = programs.advance(attacked, state, steps)
             lanes.advanced(steps, np.asarray(taken))
             leaving = lanes.occupied & (np.asarray(finished) | (lanes.left <= 0))
             if lanes.should_settle(leaving):
                 of = np.maximum(lanes.example, 0)
                 checked = jax.device_get(
-                    programs.settle(classifier, state, images[of], labels[of], eps[of])
+                    programs.settle(attacked, state, images[of], labels[of], eps[of])
                 )
                 outside += int(np.sum(checked.outside & leaving))
                 unconfirmed += int(np.sum(checked.unconfirmed & leaving))
@@ -279,11 +280,12 @@ def _programs(attack: Attack, mesh: Mesh) -> _Programs:
 
     def settle(classifier, state, images, labels, eps):
         found = canonical(jax.vmap(attack.result, in_axes=(None, 0)))(classifier, state)
-        image = jnp.clip(found.image, 0, 1)
+        x = jnp.clip(found.image, 0, 1)
+        image = x.reshape(images.shape)
         distance = jax.vmap(norms.get(attack.norm).distance)(image - images)
         within = distance <= eps * (1 + ROUNDING) + ROUNDING
-        inside = within & jnp.all(image == found.image, axis=tuple(range(1, image.ndim)))
-        confirmed = _wanted(attack, labels).reached(canonical(_predict)(classifier, image))
+        inside = within & jnp.all(x == found.image, axis=tuple(range(1, x.ndim)))
+        confirmed = _wanted(attack, labels).reached(canonical(_predict)(classifier, x))
         success = found.success & confirmed & within
         return _Checked(
             Found(_select(success, image, images), success, jnp.where(success, distance, jnp.inf)),

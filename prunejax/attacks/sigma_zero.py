@@ -63,6 +63,7 @@ class SigmaZero(Attack):
 
     supported: ClassVar[tuple[str, ...]] = ("l0",)
     reference: ClassVar[str] = "Cina et al. 2025"
+    entrywise: ClassVar[bool] = True
     minimum_norm: ClassVar[bool] = True
 
     def __post_init__(self):

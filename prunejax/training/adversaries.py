@@ -86,8 +86,10 @@ def cut_and_scale(eta: jax.Array, cutoff: float | None, scale: float) -> jax.Arr
 
 def _last_iterate(attack, classifier, images, labels, key, eps):
     keys = jax.random.split(key, len(images))
+    classifier, inputs = attacks.as_attacked(attack, classifier, images)
     state = jax.vmap(attack.init, in_axes=(None, 0, 0, 0, None))(
-        classifier, images, attacks.Goal(labels), keys, jnp.asarray(eps, jnp.float32)
+        classifier, inputs, attacks.Goal(labels), keys, jnp.asarray(eps, jnp.float32)
     )
     step = jax.vmap(attack.step, in_axes=(None, 0))
-    return jax.lax.fori_loop(0, attack.steps, lambda _, s: step(classifier, s), state).x
+    state = jax.lax.fori_loop(0, attack.steps, lambda _, s: step(classifier, s), state)
+    return state.x.reshape(images.shape)
