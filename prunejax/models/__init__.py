@@ -2,26 +2,53 @@
 
 `models.create("resnet8", num_classes=10, width=8)` gives the module; wrap it in a
 `prunejax.Network` to add the input normalisation.
+
+Every network has `resized(shapes)`: itself with the channel counts of smaller parameters, whose
+shapes are given by path, `{"Conv_0/kernel": (3, 3, 3, 12), ...}`.
 """
 
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 
 from prunejax import names
 from prunejax.models.lenet import LeNet5
 from prunejax.models.mlp import MLP
-from prunejax.models.resnet import ResNet, ResNet8, ResNet18
+from prunejax.models.mobilenet import MobileNetV2
+from prunejax.models.resnet import (
+    ResNet,
+    ResNet8,
+    ResNet18,
+    ResNet20,
+    ResNet50,
+    ResNet56,
+    ResNet110,
+)
 from prunejax.models.strided_cnn import StridedCNN
+from prunejax.models.vgg import VGG, VGG11, VGG16
+from prunejax.models.wide_resnet import WRN28x4, WRN28x10
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "mlp": MLP,
     "lenet5": LeNet5,
     "strided_cnn": StridedCNN,
+    "vgg11": VGG11,
+    "vgg16": VGG16,
     "resnet8": ResNet8,
     "resnet18": ResNet18,
+    "resnet20": ResNet20,
+    "resnet50": ResNet50,
+    "resnet56": ResNet56,
+    "resnet110": ResNet110,
+    "wrn_28_4": WRN28x4,
+    "wrn_28_10": WRN28x10,
+    "mobilenet_v2": MobileNetV2,
 }
+
+# What a name decides, and what Flax adds.
+_NOT_OPTIONS = {"num_classes", "block", "parent", "name"}
 
 
 def create(name: str, num_classes: int, **options) -> nn.Module:
@@ -38,12 +65,35 @@ def create(name: str, num_classes: int, **options) -> nn.Module:
     build = names.lookup("network", name, MODELS)
     if num_classes < 2:
         raise ValueError(f"num_classes is {num_classes}; a classifier needs at least 2.")
-    valid = set(inspect.signature(build).parameters) - {"num_classes", "parent", "name"}
+    valid = set(inspect.signature(build).parameters) - _NOT_OPTIONS
     for option in options:
         if option not in valid:
             raise names.unknown(f"option of network {name!r}", option, valid)
-    hashable = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
-    return build(num_classes=num_classes, **hashable)
+    return build(num_classes=num_classes, **{k: _hashable(v) for k, v in options.items()})
 
 
-__all__ = ["MLP", "MODELS", "LeNet5", "ResNet", "ResNet8", "ResNet18", "StridedCNN", "create"]
+def _hashable(value: Any) -> Any:
+    """Lists as tuples, also inside lists: a network is hashed by its attributes."""
+    return tuple(map(_hashable, value)) if isinstance(value, list | tuple) else value
+
+
+__all__ = [
+    "MLP",
+    "MODELS",
+    "VGG",
+    "VGG11",
+    "VGG16",
+    "LeNet5",
+    "MobileNetV2",
+    "ResNet",
+    "ResNet8",
+    "ResNet18",
+    "ResNet20",
+    "ResNet50",
+    "ResNet56",
+    "ResNet110",
+    "StridedCNN",
+    "WRN28x4",
+    "WRN28x10",
+    "create",
+]

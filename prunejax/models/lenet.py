@@ -1,9 +1,11 @@
 """LeNet-5 with ReLU and max pooling (LeCun et al. 1998; "same" padding, 84 hidden units)."""
 
+from collections.abc import Mapping
+
 import flax.linen as nn
 import jax
 
-from prunejax.models import layers
+from prunejax.models import layers, resizing
 
 
 class LeNet5(nn.Module):
@@ -16,6 +18,15 @@ class LeNet5(nn.Module):
 
     num_classes: int
     widths: tuple[int, int, int] = (32, 64, 84)
+
+    @nn.nowrap
+    def resized(self, shapes: Mapping[str, tuple[int, ...]]) -> "LeNet5":
+        """The same network with the widths of smaller parameters, given their shapes by path.
+
+        Raises:
+          ValueError: a kernel is missing.
+        """
+        return self.clone(widths=resizing.outputs(shapes, ["Conv_0", "Conv_1", "Dense_0"]))
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -1,52 +1,182 @@
-"""Residual networks with basic blocks and the CIFAR stem (He et al. 2016, sections 3.3 and 4.2)."""
+"""Residual networks with basic or bottleneck blocks (He et al. 2016, sections 3.3 and 4)."""
 
 import functools
+import itertools
+from collections.abc import Mapping
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
 
+from prunejax import names
+from prunejax.models import resizing
+from prunejax.models.layers import conv, norm
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut, a 1x1 convolution where the shape changes."""
+
+class Block(nn.Module):
+    """What a residual block is told; its convolutions are called Conv_0, Conv_1, ... in order.
+
+    Attributes:
+      features: output channels.
+      inner: output channels of each convolution but the last.
+      strides: by which the resolution shrinks.
+      project: whether the shortcut is a 1x1 convolution. Given rather than found by comparing
+        shapes, so that a network keeps its layers when pruning changes its channel counts.
+    """
 
     features: int
+    inner: tuple[int, ...]
     strides: int
+    project: bool
+
+    convs: ClassVar[int]  # in its residual branch
+    expansion: ClassVar[int] = 1  # output channels for each of the stage's width
+    pre_activation: ClassVar[bool] = False  # whether the network ends with norm and ReLU instead
+
+
+class BasicBlock(Block):
+    """Two 3x3 convolutions."""
+
+    convs = 2
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        conv = functools.partial(nn.Conv, self.features, use_bias=False)
-        norm = functools.partial(nn.BatchNorm, use_running_average=not train, momentum=0.9)
+        y = nn.relu(norm(train)(conv(self.inner[0], 3, self.strides)(x)))
+        y = norm(train)(conv(self.features, 3)(y))
+        return nn.relu(_shortcut(self, x, train) + y)
 
-        y = nn.relu(norm()(conv((3, 3), self.strides, padding=1)(x)))
-        y = norm()(conv((3, 3), padding=1)(y))
-        if x.shape != y.shape:
-            x = norm(name="shortcut_norm")(conv((1, 1), self.strides, name="shortcut")(x))
-        return nn.relu(x + y)
+
+class Bottleneck(Block):
+    """1x1, 3x3 and 1x1 convolutions; the stride is in the 3x3 one, as in published weights."""
+
+    convs = 3
+    expansion = 4
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        first, second = self.inner
+        y = nn.relu(norm(train)(conv(first, 1)(x)))
+        y = nn.relu(norm(train)(conv(second, 3, self.strides)(y)))
+        y = norm(train)(conv(self.features, 1)(y))
+        return nn.relu(_shortcut(self, x, train) + y)
+
+
+def _shortcut(block: Block, x: jax.Array, train: bool) -> jax.Array:
+    if not block.project:
+        return x
+    x = conv(block.features, 1, block.strides, name="shortcut")(x)
+    return norm(train, name="shortcut_norm")(x)
+
+
+STEMS = {"cifar": (3, 1), "imagenet": (7, 2)}  # size and strides of the first convolution
 
 
 class ResNet(nn.Module):
-    """A 3x3 stem without pooling, stages of basic blocks, global average pooling.
+    """A stem, stages of residual blocks, global average pooling and a dense layer.
+
+    The first block of each stage but the first halves the resolution. Its shortcut is a 1x1
+    convolution (option B of He et al.), and so is that of the first stage where the nominal
+    channels of the stem are not those of the stage; all the others are identities.
 
     Attributes:
       num_classes: number of logits.
-      depths: blocks in each stage; each stage after the first halves the resolution.
-      width: channels of the first stage; they double from stage to stage.
+      depths: blocks in each stage.
+      width: nominal channels of the first stage's 3x3 convolutions; they double from stage to
+        stage.
+      stem_width: nominal channels of the stem, `width` by default.
+      block: the kind of block.
+      stem: "cifar" (3x3, full resolution) or "imagenet" (7x7 of stride 2, and max pooling over
+        3x3 of stride 2).
+      widths: channels in fact, of the stem and of each stage's output; nominal by default.
+      inner: for each block in order, the channels inside it in fact; nominal by default.
+
+    Raises:
+      ValueError: an unknown stem, `widths` or `inner` of wrong lengths, or a first stage without
+        projection whose width is not that of the stem.
     """
 
     num_classes: int
     depths: tuple[int, ...]
     width: int
+    stem_width: int | None = None
+    block: type[Block] = BasicBlock
+    stem: str = "cifar"
+    widths: tuple[int, ...] | None = None
+    inner: tuple[tuple[int, ...], ...] | None = None
+
+    @nn.nowrap
+    def nominal_widths(self) -> tuple[int, ...]:
+        """Channels of the stem and of each stage before any pruning."""
+        stages = (self.block.expansion * self.width * 2**s for s in range(len(self.depths)))
+        return (self.width if self.stem_width is None else self.stem_width, *stages)
+
+    @nn.nowrap
+    def nominal_inner(self) -> tuple[tuple[int, ...], ...]:
+        """Channels inside each block before any pruning."""
+        return tuple(
+            (self.width * 2**stage,) * (self.block.convs - 1)
+            for stage, depth in enumerate(self.depths)
+            for _ in range(depth)
+        )
+
+    @nn.nowrap
+    def resized(self, shapes: Mapping[str, tuple[int, ...]]) -> "ResNet":
+        """The same network with the channel counts of smaller parameters.
+
+        Every stage has one width, for its blocks' outputs are added up; that of a first stage
+        without projection is the stem's. What is inside a block is free. Only channel counts
+        may differ, not the blocks.
+
+        Args:
+          shapes: shapes of all the parameters by path.
+
+        Raises:
+          ValueError: a kernel is missing, or the blocks of a stage end in different widths.
+        """
+        last = self.block.convs - 1
+        blocks = [f"{self.block.__name__}_{i}" for i in range(sum(self.depths))]
+        inner = [
+            resizing.outputs(shapes, [f"{block}/Conv_{i}" for i in range(last)]) for block in blocks
+        ]
+        ends = iter(resizing.outputs(shapes, [f"{block}/Conv_{last}" for block in blocks]))
+        stages = [
+            resizing.common(list(itertools.islice(ends, depth)), f"Stage {stage}")
+            for stage, depth in enumerate(self.depths)
+        ]
+        widths = (*resizing.outputs(shapes, ["Conv_0"]), *stages)
+        return self.clone(widths=widths, inner=tuple(inner))
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        x = nn.Conv(self.width, (3, 3), padding=1, use_bias=False)(x)
-        x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9)(x))
-        for stage, depth in enumerate(self.depths):
-            for block in range(depth):
-                strides = 2 if stage > 0 and block == 0 else 1
-                x = BasicBlock(self.width * 2**stage, strides)(x, train)
+        nominal = self.nominal_widths()
+        stem, *stages = resizing.chosen("widths", self.widths, nominal)
+        inner = iter(resizing.chosen("inner", self.inner, self.nominal_inner()))
+        project_first = nominal[0] != nominal[1]
+        if not project_first and stem != stages[0]:
+            raise ValueError(
+                f"widths begins with {stem} and {stages[0]}; the first stage adds its input to "
+                "its output: make them equal, or give a stem_width for a projection."
+            )
+
+        size, strides = names.lookup("stem", self.stem, STEMS)
+        x = conv(stem, size, strides)(x)
+        if not self.block.pre_activation:
+            x = nn.relu(norm(train)(x))
+        if self.stem == "imagenet":
+            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        for stage, (features, depth) in enumerate(zip(stages, self.depths, strict=True)):
+            for number in range(depth):
+                strides = 2 if stage > 0 and number == 0 else 1
+                project = number == 0 and (stage > 0 or project_first)
+                x = self.block(features, next(inner), strides, project)(x, train)
+        if self.block.pre_activation:
+            x = nn.relu(norm(train)(x))
         return nn.Dense(self.num_classes)(x.mean(axis=(1, 2)))
 
 
 ResNet8 = functools.partial(ResNet, depths=(1, 1, 1), width=16)
 ResNet18 = functools.partial(ResNet, depths=(2, 2, 2, 2), width=64)
+ResNet20 = functools.partial(ResNet, depths=(3, 3, 3), width=16)
+ResNet50 = functools.partial(ResNet, depths=(3, 4, 6, 3), width=64, block=Bottleneck)
+ResNet56 = functools.partial(ResNet, depths=(9, 9, 9), width=16)
+ResNet110 = functools.partial(ResNet, depths=(18, 18, 18), width=16)

@@ -1,9 +1,11 @@
 """The small strided CNN of Wong & Kolter (2018), for which exact robust accuracies are known."""
 
+from collections.abc import Mapping
+
 import flax.linen as nn
 import jax
 
-from prunejax.models import layers
+from prunejax.models import layers, resizing
 
 
 class StridedCNN(nn.Module):
@@ -16,6 +18,15 @@ class StridedCNN(nn.Module):
 
     num_classes: int
     widths: tuple[int, int, int] = (16, 32, 100)
+
+    @nn.nowrap
+    def resized(self, shapes: Mapping[str, tuple[int, ...]]) -> "StridedCNN":
+        """The same network with the widths of smaller parameters, given their shapes by path.
+
+        Raises:
+          ValueError: a kernel is missing.
+        """
+        return self.clone(widths=resizing.outputs(shapes, ["Conv_0", "Conv_1", "Dense_0"]))
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
