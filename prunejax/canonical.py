@@ -17,6 +17,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend import core
 
+from prunejax import jaxprs
+
 # A convolution of stride 2 with a kernel of at most 64 entries and 16 features was 1.2 to 3 times
 # as fast with its stride unfolded (9 shapes, CPU); larger kernels or strides up to 5 times slower.
 _SMALL_VOLUME, _SMALL_FEATURES = 64, 16
@@ -48,23 +50,14 @@ def _evaluate(jaxpr: core.Jaxpr, consts: Sequence[Any], *args: Any) -> list[Any]
         return atom.val if isinstance(atom, core.Literal) else values[atom]
 
     for eqn in jaxpr.eqns:
+        inputs = [read(atom) for atom in eqn.invars]
         if _is_convolution(eqn):
-            outputs = [_convolution(*map(read, eqn.invars), **eqn.params)]
+            outputs = [_convolution(*inputs, **eqn.params)]
         else:
-            outputs = _evaluate_other(eqn, values)
+            inner = {n: _rewrite(p) for n, p in eqn.params.items() if _holds_convolution(p)}
+            outputs = jaxprs.evaluate(eqn, inputs, **inner)
         values.update(zip(eqn.outvars, outputs, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
-
-
-def _evaluate_other(eqn: core.JaxprEqn, values: dict[core.Var, Any]) -> list[Any]:
-    """One equation as a program of its own: how a primitive is bound differs between versions."""
-    params = {
-        name: _rewrite(param) if _holds_convolution(param) else param
-        for name, param in eqn.params.items()
-    }
-    inputs = list(dict.fromkeys(v for v in eqn.invars if not isinstance(v, core.Literal)))
-    program = core.Jaxpr((), inputs, eqn.outvars, [eqn.replace(params=params)], eqn.effects)
-    return core.jaxpr_as_fun(core.ClosedJaxpr(program, ()))(*(values[v] for v in inputs))
 
 
 def _is_convolution(eqn: core.JaxprEqn) -> bool:

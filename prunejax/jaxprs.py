@@ -1,0 +1,121 @@
+"""A traced function as a flat list of equations, to be looked at and evaluated in other ways."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from jax.extend import core
+
+# What these run is run a number of times that depends on data or on time: it stays one equation.
+_CONTROL_FLOW = ("scan", "while", "cond")
+
+# Each number of the result is made of those at the same place, or of a scalar.
+ELEMENTWISE = frozenset(
+    """
+    abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp convert_element_type
+    copy copy_p cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt integer_pow
+    is_finite le lgamma log log1p logistic lt max min mul ne neg nextafter not or pow real
+    reduce_precision rem round rsqrt select_n sign sin sinh sqrt square stop_gradient sub tan tanh
+    xor
+    """.split()  # noqa: SIM905
+)
+
+
+class Flat(NamedTuple):
+    """A function without nested calls.
+
+    Attributes:
+      eqns: its equations in order; every variable is assigned once.
+      constants: values of the variables that are captured from outside.
+      inputs: variables of the arguments' leaves.
+      outputs: variables, or literals, of the results' leaves.
+      structure: of the results.
+    """
+
+    eqns: list[core.JaxprEqn]
+    constants: dict[core.Var, Any]
+    inputs: list[core.Var]
+    outputs: list[Any]
+    structure: Any
+
+
+def flat(function: Callable[..., Any], *args: Any) -> Flat:
+    """Traces `function` at these arguments (or their shapes) and inlines the calls in it."""
+    closed, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
+    jaxpr = closed.jaxpr
+    constants = dict(zip(jaxpr.constvars, closed.consts, strict=True))
+    eqns: list[core.JaxprEqn] = []
+    names: dict[core.Var, Any] = {}  # a variable inside a call -> what it is outside
+    _inline(jaxpr, names, constants, eqns)
+    outputs = [_resolved(atom, names) for atom in jaxpr.outvars]
+    return Flat(eqns, constants, list(jaxpr.invars), outputs, jax.tree.structure(shapes))
+
+
+def evaluate(eqn: core.JaxprEqn, inputs: Sequence[Any], **changed: Any) -> list[Any]:
+    """The outputs of an equation for other inputs, some of its parameters changed.
+
+    As a program of its own, for how a primitive is bound differs between versions of JAX.
+    """
+    variables = {v: x for v, x in zip(eqn.invars, inputs, strict=True) if is_variable(v)}
+    eqn = eqn.replace(params={**eqn.params, **changed})
+    program = core.Jaxpr((), list(variables), eqn.outvars, [eqn], eqn.effects)
+    return core.jaxpr_as_fun(core.ClosedJaxpr(program, ()))(*variables.values())
+
+
+def is_variable(atom: Any) -> bool:
+    """Whether it has to be looked up; a literal carries its value."""
+    return not isinstance(atom, core.Literal)
+
+
+def _inline(jaxpr: core.Jaxpr, names: dict, constants: dict, eqns: list) -> None:
+    for eqn in jaxpr.eqns:
+        inner = _called(eqn)
+        if inner is None:
+            invars = [_resolved(atom, names) for atom in eqn.invars]
+            eqns.append(eqn.replace(invars=invars))
+            continue
+        # A function that is called twice has the same variables both times.
+        inner = _renamed(inner)
+        constants.update(zip(inner.jaxpr.constvars, inner.consts, strict=True))
+        arguments = [_resolved(atom, names) for atom in eqn.invars]
+        names.update(zip(inner.jaxpr.invars, arguments, strict=True))
+        _inline(inner.jaxpr, names, constants, eqns)
+        results = [_resolved(atom, names) for atom in inner.jaxpr.outvars]
+        names.update(zip(eqn.outvars, results, strict=True))
+
+
+def _resolved(atom: Any, names: dict) -> Any:
+    return names.get(atom, atom) if is_variable(atom) else atom
+
+
+def _called(eqn: core.JaxprEqn) -> core.ClosedJaxpr | None:
+    """The program of an equation that does nothing but call it."""
+    if eqn.primitive.name in _CONTROL_FLOW:
+        return None
+    for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
+        program = eqn.params.get(name)
+        if isinstance(program, core.Jaxpr):
+            program = core.ClosedJaxpr(program, ())
+        if isinstance(program, core.ClosedJaxpr):
+            return program if len(program.jaxpr.invars) == len(eqn.invars) else None
+    return None
+
+
+def _renamed(closed: core.ClosedJaxpr) -> core.ClosedJaxpr:
+    """The same program with variables of its own."""
+    inputs = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in closed.jaxpr.invars]
+    return jax.make_jaxpr(core.jaxpr_as_fun(closed))(*inputs)
+
+
+def origins(program: Flat, names: dict[core.Var, str]) -> dict[core.Var, str]:
+    """The names of inputs, and of what is only another arrangement of one: a transpose, a cast."""
+    known = dict(names)
+    for eqn in program.eqns:
+        if eqn.primitive.name in _ARRANGEMENTS and eqn.invars[0] in known:
+            known[eqn.outvars[0]] = known[eqn.invars[0]]
+    return known
+
+
+_ARRANGEMENTS = frozenset(
+    ("transpose", "reshape", "convert_element_type", "copy", "rev", "squeeze", "stop_gradient")
+)

@@ -1,0 +1,68 @@
+"""A flattened function computes what the function does."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prunejax import jaxprs
+
+CAPTURED = np.arange(4.0, dtype=np.float32)
+
+
+@jax.jit
+def scaled(x, factor):
+    return factor * x + CAPTURED
+
+
+def network(x):
+    first = nn.relu(scaled(x, 2.0))
+    second = jax.checkpoint(lambda y: jnp.sin(scaled(y, 3.0)))(first)  # called a second time
+    _, sums = jax.lax.scan(lambda carry, row: (carry + row, carry), jnp.zeros(4), second)
+    return {"sums": sums, "mean": nn.softmax(second).mean(axis=0)}
+
+
+def evaluated(program, *args):
+    values = {**program.constants, **dict(zip(program.inputs, args, strict=True))}
+
+    def read(atom):
+        return values[atom] if jaxprs.is_variable(atom) else atom.val
+
+    for eqn in program.eqns:
+        outputs = jaxprs.evaluate(eqn, [read(atom) for atom in eqn.invars])
+        values.update(zip(eqn.outvars, outputs, strict=True))
+    return jax.tree.unflatten(program.structure, [read(atom) for atom in program.outputs])
+
+
+def test_the_flat_program_computes_the_same_and_calls_nothing():
+    x = jax.random.normal(jax.random.key(0), (3, 4))
+    program = jaxprs.flat(network, x)
+    expected, found = network(x), evaluated(program, x)
+    for name in expected:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-6, atol=1e-6)
+    names = {eqn.primitive.name for eqn in program.eqns}
+    assert "scan" in names
+    assert not names & {"jit", "pjit", "custom_jvp_call", "checkpoint", "remat2", "closed_call"}
+    assigned = [out for eqn in program.eqns for out in eqn.outvars]
+    assert len(assigned) == len(set(assigned))
+
+
+def test_parameters_of_an_equation_can_be_changed():
+    program = jaxprs.flat(lambda x: x.reshape(2, 6), jnp.zeros((3, 4)))
+    (eqn,) = program.eqns
+    smaller = jnp.arange(8.0).reshape(2, 4)
+    (found,) = jaxprs.evaluate(eqn, [smaller], new_sizes=(2, 4))
+    np.testing.assert_array_equal(found, smaller)
+
+
+def test_names_follow_transposes_and_casts_but_not_arithmetic():
+    def function(w, x):
+        turned = w.T.astype(jnp.bfloat16)
+        return turned @ x.astype(jnp.bfloat16) + (2 * w).sum()
+
+    program = jaxprs.flat(function, jnp.zeros((2, 3)), jnp.zeros(2))
+    names = jaxprs.origins(program, dict(zip(program.inputs, ("w", "x"), strict=True)))
+    (product,) = (eqn for eqn in program.eqns if eqn.primitive.name == "dot_general")
+    assert [names[atom] for atom in product.invars] == ["w", "x"]
+    (doubled,) = (eqn for eqn in program.eqns if eqn.primitive.name == "mul")
+    assert doubled.outvars[0] not in names
