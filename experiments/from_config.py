@@ -1,5 +1,6 @@
 """The library's objects as a config describes them."""
 
+import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -7,10 +8,14 @@ from typing import Any
 import jax
 from ml_collections import config_dict
 
-from prunejax import attacks, data, models, names
+from experiments import run_directory
+from prunejax import attacks, data, masks, models, names, shrinking
 from prunejax.classifier import Classifier, Network
 from prunejax.evaluation import Protocol
 from prunejax.training import checkpoints
+
+# Beside a network that was made smaller: what was removed from the one of the config.
+STRUCTURE = "structure.json"
 
 
 def load_split(config: config_dict.ConfigDict, split: str) -> data.Dataset:
@@ -34,8 +39,29 @@ def load_trained(
     """The classifier of a finished run, and its mask; any split of its data set will do."""
     network = build_network(config, dataset)
     shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), dataset.image_shape))
+    if (workdir / STRUCTURE).exists():
+        classifier = load_shrunk(workdir, Classifier(shapes, network), dataset.image_shape)
+        return classifier, masks.dense(classifier.params)
     variables, mask = checkpoints.load_network(workdir / "network", shapes)
     return Classifier(variables, network), mask
+
+
+def save_shrunk(folder: pathlib.Path, classifier: Classifier) -> None:
+    """Writes a network of `shrinking`: what is left of the variables, and what was removed."""
+    checkpoints.save_network(
+        folder / "network", classifier.variables, masks.dense(classifier.params)
+    )
+    run_directory.write_json(folder / STRUCTURE, shrinking.describe(classifier.apply_fn))
+
+
+def load_shrunk(
+    folder: pathlib.Path, whole: Classifier, image_shape: tuple[int, ...]
+) -> Classifier:
+    """What `save_shrunk` wrote, given the whole network (shapes instead of variables will do)."""
+    description = json.loads((folder / STRUCTURE).read_text())
+    network = shrinking.from_description(whole.apply_fn, whole.variables, description)
+    shapes = network.left(jax.ShapeDtypeStruct((2, *image_shape), jax.numpy.float32))
+    return Classifier(checkpoints.load_network(folder / "network", shapes)[0], network)
 
 
 def protocols(

@@ -1,7 +1,7 @@
 """Parameters by path: every rate, mask and score is keyed by a name like "Conv_0/kernel"."""
 
 import fnmatch
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -61,3 +61,17 @@ def prunable(
 def size(tree: Params) -> int:
     """How many numbers the tree holds."""
     return sum(jnp.size(leaf) for leaf in jax.tree.leaves(tree))
+
+
+def drop(tree: Mapping[str, Any], paths: Collection[str]) -> dict[str, Any]:
+    """Nested dicts without the leaves at these paths, and without dicts that are left empty."""
+    rest: dict[str, Any] = {}
+    for path, leaf in flatten(tree).items():
+        if path in paths:
+            continue
+        *parents, name = path.split("/")
+        place = rest
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[name] = leaf
+    return rest

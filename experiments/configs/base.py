@@ -62,3 +62,21 @@ def protocol(
     return config_dict.ConfigDict(
         {"attack": attack, "budgets": budgets, "stated": stated, "options": options}
     )
+
+
+def shrinking(**changed) -> config_dict.ConfigDict:
+    """Rounds of pruning, shrinking and fine-tuning (`experiments.shrink`)."""
+    config = config_dict.ConfigDict()
+    # Share of the channels that a round removes, by what, and how they are compared.
+    config.share = 0.1
+    config.criterion = "magnitude"
+    config.allocation = "global"
+    config.include = ("*",)
+    config.exclude = ()
+    # Rounds end at this share of the first network's "flops", "parameters" or "latency".
+    config.target = "flops"
+    config.at_most = 0.5
+    # Images at a time where latency is measured.
+    config.batch_size = 128
+    config.update(changed)
+    return config

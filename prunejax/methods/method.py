@@ -1,6 +1,7 @@
 """What every method shares: how long, with which optimiser, against which budget."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import optax
 
@@ -80,24 +81,30 @@ class PruningMethod(Method):
     Attributes:
       sparsity: share of the units to remove, in [0, 1).
       criterion: a key of `pruning.CRITERIA`.
-      granularity: a key of `pruning.GRANULARITIES`.
-      allocation: a key of `pruning.ALLOCATIONS`.
+      granularity: a key of `pruning.GRANULARITIES`, or such as "2:4" and "block4x4".
+      allocation: a key of `pruning.ALLOCATIONS`, or a table of densities by path pattern.
       include: shell patterns of the paths that may be pruned.
       exclude: shell patterns of the paths that may not.
+      aggregate: how scores of weights become a unit's, a key of `pruning.AGGREGATES`; None is the
+        criterion's own.
+      guard: keep at least one unit of each layer.
     """
 
     sparsity: float = 0.9
     criterion: str = "magnitude"
     granularity: str = "weight"
-    allocation: str = "uniform"
+    allocation: str | Mapping[str, float] = "uniform"
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
+    aggregate: str | None = None
+    guard: bool = True
 
     def __post_init__(self):
         super().__post_init__()
         if not 0 <= self.sparsity < 1:
             raise ValueError(f"sparsity is {self.sparsity}; it must lie in [0, 1).")
-        self.pruner()
+        # A table becomes pairs, which are hashable.
+        object.__setattr__(self, "allocation", self.pruner().allocation)
 
     def pruner(self) -> pruning.Pruner:
         """What is removed."""
@@ -107,6 +114,8 @@ class PruningMethod(Method):
             allocation=self.allocation,
             include=self.include,
             exclude=self.exclude,
+            aggregate=self.aggregate,
+            guard=self.guard,
         )
 
 

@@ -1,23 +1,238 @@
 """How many units each layer gives up.
 
 An allocation splits the layers into groups that are ranked together and says how many units each
-group loses: `{path: number of units}, sparsity -> [(paths, units to remove)]`.
+group loses: `({path: Layer}, sparsity) -> [(paths, units to remove)]`. Counts are exact. "uniform"
+rounds layer by layer; all others remove `round(sparsity * n)` of the n units in all.
+
+ERK, IGQ and tables are families of densities d_l(u) that grow with one parameter u, which is chosen
+such that the rounded counts have the right sum. Rounding what the *right* u gives, instead of
+handing out remainders, makes each layer's count monotone in the sparsity, so that masks along a
+schedule can be nested and exact at once.
+
+LAMP is no allocation of its own: take "global" with the criterion "lamp".
 """
 
-from collections.abc import Callable, Mapping
+import fnmatch
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
+from prunejax import names
+
+
+class Layer(NamedTuple):
+    """What an allocation knows of a layer.
+
+    Attributes:
+      units: how many units it has.
+      shape: of its weight.
+    """
+
+    units: int
+    shape: tuple[int, ...]
+
+
+Layers = Mapping[str, Layer]
 Groups = list[tuple[tuple[str, ...], int]]
-Allocation = Callable[[Mapping[str, int], float], Groups]
+Allocation = Callable[[Layers, float], Groups]
+Family = Callable[[float], list[float]]
+Table = tuple[tuple[str, float], ...]
+
+# How far a sparsity may be above that of a table whose densities are rounded to a few digits.
+_TABLE_TOLERANCE = 1e-3
 
 
-def uniform(units: Mapping[str, int], sparsity: float) -> Groups:
+def uniform(layers: Layers, sparsity: float) -> Groups:
     """Each layer loses `round(sparsity * n)` of its own n units."""
-    return [((path,), round(sparsity * n)) for path, n in units.items()]
+    return [((path,), round(sparsity * layer.units)) for path, layer in layers.items()]
 
 
-def global_(units: Mapping[str, int], sparsity: float) -> Groups:
+def global_(layers: Layers, sparsity: float) -> Groups:
     """All layers are ranked together; `round(sparsity * n)` of the n units in all are removed."""
-    return [(tuple(units), round(sparsity * sum(units.values())))]
+    return [(tuple(layers), _total(layers, sparsity))]
 
 
-ALLOCATIONS: dict[str, Allocation] = {"uniform": uniform, "global": global_}
+def erk(layers: Layers, sparsity: float) -> Groups:
+    """Erdos-Renyi-kernel densities, `erk_densities`, with exactly `round(sparsity * n)` removed."""
+    return _groups(layers, _erk_family(layers), sparsity)
+
+
+def igq(layers: Layers, sparsity: float) -> Groups:
+    """Densities of ideal gas quotas, `igq_densities`, with `round(sparsity * n)` removed."""
+    return _groups(layers, _igq_family(layers), sparsity)
+
+
+ALLOCATIONS: dict[str, Allocation] = {
+    "uniform": uniform,
+    "global": global_,
+    "erk": erk,
+    "igq": igq,
+}
+
+
+def from_table(table: Table) -> Allocation:
+    """Densities by path pattern, `(("Conv_0/*", 1.0), ("Dense_*", 0.05))`.
+
+    A layer has the density of the first pattern that matches its path; layers that none matches
+    stay dense. At a sparsity below the table's own the layers are on their way there: layer l has
+    lost t (1 - d_l) of its units, with the same t for all.
+
+    Raises (on use):
+      ValueError: a pattern that matches no layer, or a sparsity above the table's own (by more than
+        0.001, for tables of rounded numbers).
+    """
+
+    def allocation(layers: Layers, sparsity: float) -> Groups:
+        for pattern, _ in table:
+            if not fnmatch.filter(layers, pattern):
+                raise ValueError(
+                    f"allocation has the pattern {pattern!r}, which matches none of the pruned "
+                    f"layers {list(layers)}."
+                )
+        removed = [1 - _density_of(path, table) for path in layers]
+        units = sum(layer.units for layer in layers.values())
+        own = sum(r * layer.units for r, layer in zip(removed, layers.values(), strict=True))
+        # At u = 0 every layer that may lose anything has lost all.
+        prunable = sum(n.units for n, r in zip(layers.values(), removed, strict=True) if r > 0)
+        if sparsity > own / units + _TABLE_TOLERANCE or _total(layers, sparsity) > prunable:
+            raise ValueError(
+                f"sparsity is {sparsity}, but the densities in allocation remove a share of "
+                f"{own / units:.4g} at most; lower them or the sparsity."
+            )
+        furthest = 1 / min((r for r in removed if r > 0), default=1)
+        return _groups(
+            layers, lambda u: [max(0.0, 1 - (1 - u) * furthest * r) for r in removed], sparsity
+        )
+
+    return allocation
+
+
+def checked_table(table: Mapping[str, float] | Sequence[tuple[str, float]]) -> Table:
+    """The table as a tuple of pairs.
+
+    Raises:
+      ValueError: an empty table, or a density outside (0, 1].
+    """
+    pairs = tuple(
+        (str(k), float(v)) for k, v in (table.items() if hasattr(table, "items") else table)
+    )
+    if not pairs:
+        raise ValueError("allocation is an empty table; name at least one layer.")
+    for pattern, density in pairs:
+        if not 0 < density <= 1:
+            raise ValueError(
+                f"allocation has density {density} for {pattern!r}; it must lie in (0, 1]."
+            )
+    return pairs
+
+
+def create(allocation: str | Table) -> Allocation:
+    """The allocation called so, or that of a table."""
+    if isinstance(allocation, str):
+        return names.lookup("allocation", allocation, ALLOCATIONS)
+    return from_table(allocation)
+
+
+def erk_densities(shapes: Mapping[str, tuple[int, ...]], density: float) -> dict[str, float]:
+    """d_l = min(1, eps * sum(dims of l) / prod(dims of l)), with eps such that d n weights remain.
+
+    Layers with few weights for their width stay denser. Mocanu et al. (2018); with the kernel's
+    sizes among the dims, Evci et al. (2020), section 3.
+
+    Args:
+      shapes: of the weights, by path.
+      density: share d of all n weights to keep, in (0, 1].
+    """
+    layers = {path: Layer(math.prod(shape), tuple(shape)) for path, shape in shapes.items()}
+    return _densities(layers, _erk_family(layers), density)
+
+
+def igq_densities(sizes: Mapping[str, int], density: float) -> dict[str, float]:
+    """d_l = 1 / (1 + f n_l), with f such that d n of the n units remain.
+
+    Ideal gas quotas (Vysogorets & Kempe 2021); FlyingBird's default (Chen et al. 2022).
+
+    Args:
+      sizes: units n_l of the layers, by path.
+      density: share d of all units to keep, in (0, 1].
+    """
+    layers = {path: Layer(n, (n,)) for path, n in sizes.items()}
+    return _densities(layers, _igq_family(layers), density)
+
+
+def guarded(groups: Groups, layers: Layers) -> Groups:
+    """The groups with room for one unit in each layer; what one cannot lose, larger ones lose.
+
+    The total stays what it was where units are left for it. Excess goes to the group with the most
+    units first, whatever the sparsity, so that counts stay monotone along a schedule.
+    """
+    limits = [sum(layers[path].units - 1 for path in paths) for paths, _ in groups]
+    counts = [min(count, limit) for (_, count), limit in zip(groups, limits, strict=True)]
+    excess = sum(count for _, count in groups) - sum(counts)
+    for i in sorted(range(len(groups)), key=lambda i: -limits[i]):
+        more = min(excess, limits[i] - counts[i])
+        counts[i], excess = counts[i] + more, excess - more
+    return [(paths, count) for (paths, _), count in zip(groups, counts, strict=True)]
+
+
+def _erk_family(layers: Layers) -> Family:
+    raw = [sum(layer.shape) / math.prod(layer.shape) for layer in layers.values()]
+    return lambda u: [min(1.0, u / min(raw) * r) for r in raw]
+
+
+def _igq_family(layers: Layers) -> Family:
+    sizes = [layer.units for layer in layers.values()]
+
+    def densities(u):
+        if u == 1:
+            return [1.0] * len(sizes)
+        inverse = max(sizes) * u / (1 - u)  # 1 / f
+        return [inverse / (inverse + n) for n in sizes]
+
+    return densities
+
+
+def _densities(layers: Layers, family: Family, density: float) -> dict[str, float]:
+    if not 0 < density <= 1:
+        raise ValueError(f"density is {density}; it must lie in (0, 1].")
+    sizes = [layer.units for layer in layers.values()]
+
+    def kept(u):
+        return sum(d * n for d, n in zip(family(u), sizes, strict=True))
+
+    _, u = _bracket(kept, density * sum(sizes))
+    return dict(zip(layers, family(u), strict=True))
+
+
+def _groups(layers: Layers, family: Family, sparsity: float) -> Groups:
+    sizes = [layer.units for layer in layers.values()]
+    target = sum(sizes) - _total(layers, sparsity)
+
+    def counts(u):
+        return [round(d * n) for d, n in zip(family(u), sizes, strict=True)]
+
+    low, high = _bracket(lambda u: sum(counts(u)), target)
+    kept, upper = counts(low), counts(high)
+    # Where several layers gain a unit at the same u, the first ones do.
+    for i in range(len(kept)):
+        kept[i] += min(target - sum(kept), upper[i] - kept[i])
+    return [((path,), n - k) for path, n, k in zip(layers, sizes, kept, strict=True)]
+
+
+def _bracket(function: Callable[[float], float], target: float) -> tuple[float, float]:
+    """Neighbouring floats of [0, 1] with function(low) <= target <= function(high)."""
+    low, high = 0.0, 1.0
+    while low < (middle := (low + high) / 2) < high:
+        if function(middle) < target:
+            low = middle
+        else:
+            high = middle
+    return low, high
+
+
+def _total(layers: Layers, sparsity: float) -> int:
+    return round(sparsity * sum(layer.units for layer in layers.values()))
+
+
+def _density_of(path: str, table: Table) -> float:
+    return next((d for pattern, d in table if fnmatch.fnmatchcase(path, pattern)), 1.0)

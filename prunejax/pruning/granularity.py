@@ -1,12 +1,58 @@
-"""What is removed together: scores of weights become scores of units.
+"""What is removed together: scores of weights become scores of units, kept units become masks.
 
-A unit's score array broadcasts against its weight, so a mask of units is a mask of weights.
+Weights are laid out as in Flax and Haiku: `[..., inputs, outputs]`. By name:
+
+    weight    one weight                                            ranks 2 to 8
+    kernel    the slice of one input and one output, (k, k, 1, 1)   convolutions
+    filter    all that leads to one output, (k, k, in, 1)           convolutions
+    channel   all that comes from one input, (k, k, 1, out)         convolutions
+    row       all that comes from one input, (1, out)               dense layers
+    column    all that leads to one output, (in, 1)                 dense layers
+    2:4       of 4 successive inputs of an output, 2 are kept       any N:M
+    block4x4  4 successive inputs times 4 successive outputs        any size
+
+Successive inputs are those of axis -2: in a convolution, input channels at the same position of the
+kernel, which is the order in which sparse tensor cores read them. Blocks likewise lie in the last
+two axes. A unit's mask broadcasts against its weight; those of N:M and blocks have its full shape.
 """
 
 import dataclasses
+import functools
+import re
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
+
+from prunejax import names
+
+Reduction = Callable[[jax.Array, tuple[int, ...]], jax.Array]
+_CONVOLUTIONS = (3, 4, 5)
+
+
+def _mean(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    return jnp.mean(x, axes, keepdims=True)
+
+
+def _sum(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    return jnp.sum(x, axes, keepdims=True)
+
+
+def _l2(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    return jnp.sqrt(jnp.sum(jnp.square(x), axes, keepdims=True))
+
+
+def _max(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    return jnp.max(x, axes, keepdims=True)
+
+
+def _any(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    return jnp.any(x, axes, keepdims=True)
+
+
+# The mean ranks units alike within a layer, and comparably across layers of different size
+# (Merkle et al. 2021, global structured pruning).
+AGGREGATES: dict[str, Reduction] = {"mean": _mean, "sum": _sum, "l2": _l2, "max": _max}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,21 +62,175 @@ class Granularity:
     Attributes:
       name: its name in configs.
       ranks: the ranks of the weights it applies to; others are left untouched.
-      reduce: scores of the weights -> scores of the units, of a shape that broadcasts back.
     """
 
     name: str
     ranks: tuple[int, ...]
-    reduce: Callable[[jax.Array], jax.Array]
+
+    def misfit(self, shape: tuple[int, ...]) -> str | None:
+        """Why a weight of this shape has no such units; None where it has."""
+        if len(shape) not in self.ranks:
+            return f"has rank {len(shape)}, not one of {self.ranks}"
+        return None
+
+    def require(self, path: str, shape: tuple[int, ...]) -> None:
+        """Raises a ValueError for a weight that must not be passed over in silence."""
+
+    def require_sparsity(self, sparsity: float) -> None:
+        """Raises a ValueError for a sparsity that the units cannot have."""
+
+    def reduce(self, x: jax.Array, reduction: Reduction) -> jax.Array:
+        """One value for each unit, from an array of the weight's shape."""
+        raise NotImplementedError
+
+    def alive(self, kept: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """The units of which a mask of the weight keeps anything."""
+        return self.reduce(jnp.broadcast_to(kept, shape), _any)
+
+    def scores(
+        self,
+        weight_scores: jax.Array,
+        kept: jax.Array,
+        shape: tuple[int, ...],
+        reduction: Reduction,
+        finish: Callable[[jax.Array], jax.Array],
+    ) -> jax.Array:
+        """Scores of the units, -inf for those that are gone already."""
+        units = finish(self.reduce(jnp.broadcast_to(weight_scores, shape), reduction))
+        return jnp.where(self.alive(kept, shape), units, -jnp.inf)
+
+    def unit_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of the scores of a weight of this shape."""
+        return _unit_shape(self, shape)
+
+    def expand(self, units: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """The units' mask as one that broadcasts against the weight."""
+        del shape
+        return units
 
 
-def _mean_per_filter(scores: jax.Array) -> jax.Array:
-    return scores.mean(axis=tuple(range(scores.ndim - 1)), keepdims=True)
+@functools.cache  # schedules ask for it at each of their steps
+def _unit_shape(granularity: Granularity, shape: tuple[int, ...]) -> tuple[int, ...]:
+    weight = jax.ShapeDtypeStruct(shape, jnp.bool_)
+    return jax.eval_shape(lambda x: granularity.reduce(x, _any), weight).shape
 
 
-WEIGHT = Granularity("weight", ranks=tuple(range(2, 9)), reduce=lambda scores: scores)
-# The mean, not the sum: it ranks filters alike within a layer, and comparably across layers
-# (Merkle et al. 2021, global structured pruning).
-FILTER = Granularity("filter", ranks=(3, 4, 5), reduce=_mean_per_filter)
+@dataclasses.dataclass(frozen=True)
+class Slices(Granularity):
+    """Units that span whole axes of a weight.
 
-GRANULARITIES: dict[str, Granularity] = {g.name: g for g in (WEIGHT, FILTER)}
+    Attributes:
+      axes: the axes of a weight that a unit spans, from its rank.
+    """
+
+    axes: Callable[[int], tuple[int, ...]]
+
+    def reduce(self, x: jax.Array, reduction: Reduction) -> jax.Array:
+        axes = self.axes(x.ndim)
+        return reduction(x, axes) if axes else x
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks(Granularity):
+    """Tiles of the last two axes.
+
+    Attributes:
+      size: successive inputs and outputs of a tile.
+    """
+
+    size: tuple[int, int]
+
+    def misfit(self, shape: tuple[int, ...]) -> str | None:
+        sizes = zip(shape[-2:], self.size, strict=False)
+        if reason := super().misfit(shape):
+            return reason
+        if any(n % block for n, block in sizes):
+            return f"has shape {shape}, whose last two axes are no multiples of {self.size}"
+        return None
+
+    def reduce(self, x: jax.Array, reduction: Reduction) -> jax.Array:
+        return reduction(x.reshape(self._tiled(x.shape)), (x.ndim - 1, x.ndim + 1))
+
+    def expand(self, units: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        return jnp.broadcast_to(units, self._tiled(shape)).reshape(shape)
+
+    def _tiled(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        (inputs, outputs), (rows, columns) = shape[-2:], self.size
+        return (*shape[:-2], inputs // rows, rows, outputs // columns, columns)
+
+
+@dataclasses.dataclass(frozen=True)
+class OfEach(Granularity):
+    """N:M sparsity: of each M successive inputs of an output the N best are kept.
+
+    Weights are scored by their rank among their group, so that the lowest M - N of every group are
+    the lowest of the layer, and of all layers.
+
+    Attributes:
+      keep: N.
+      group: M.
+    """
+
+    keep: int
+    group: int
+
+    def require(self, path: str, shape: tuple[int, ...]) -> None:
+        if shape[-2] % self.group:
+            raise ValueError(
+                f"granularity {self.name!r} needs a multiple of {self.group} inputs, but {path!r} "
+                f"of shape {shape} has {shape[-2]}; exclude it."
+            )
+
+    def require_sparsity(self, sparsity: float) -> None:
+        own = 1 - self.keep / self.group
+        if sparsity and abs(sparsity - own) > 1e-9:
+            raise ValueError(
+                f"sparsity is {sparsity}; granularity {self.name!r} has {own} and no other but 0."
+            )
+
+    def reduce(self, x: jax.Array, reduction: Reduction) -> jax.Array:
+        del reduction
+        return x
+
+    def scores(self, weight_scores, kept, shape, reduction, finish):
+        kept = jnp.broadcast_to(kept, shape)
+        scores = finish(jnp.broadcast_to(weight_scores, shape))
+        grouped = jnp.where(kept, scores, -jnp.inf)
+        grouped = grouped.reshape(*shape[:-2], -1, self.group, shape[-1])
+        # The argsort of an argsort is the rank; stable, so that ties go by index.
+        ranks = jnp.argsort(jnp.argsort(grouped, axis=-2, stable=True), axis=-2)
+        # Not -inf for what is gone: it would count against the other groups, and break theirs.
+        return ranks.reshape(shape).astype(jnp.float32)
+
+
+WEIGHT = Slices("weight", tuple(range(2, 9)), axes=lambda rank: ())
+KERNEL = Slices("kernel", _CONVOLUTIONS, axes=lambda rank: tuple(range(rank - 2)))
+FILTER = Slices("filter", _CONVOLUTIONS, axes=lambda rank: tuple(range(rank - 1)))
+CHANNEL = Slices("channel", _CONVOLUTIONS, axes=lambda rank: (*range(rank - 2), rank - 1))
+ROW = Slices("row", (2,), axes=lambda rank: (1,))
+COLUMN = Slices("column", (2,), axes=lambda rank: (0,))
+
+GRANULARITIES: dict[str, Granularity] = {
+    g.name: g for g in (WEIGHT, KERNEL, FILTER, CHANNEL, ROW, COLUMN)
+}
+
+
+def create(name: str) -> Granularity:
+    """The granularity called `name`: a key of `GRANULARITIES`, "N:M" or "block{rows}x{columns}".
+
+    Raises:
+      ValueError: an unknown name, or numbers that make no sense, such as N > M.
+    """
+    if name in GRANULARITIES:
+        return GRANULARITIES[name]
+    if match := re.fullmatch(r"(\d+):(\d+)", name):
+        keep, group = map(int, match.groups())
+        if not 0 < keep < group:
+            raise ValueError(f"granularity is {name!r}; N:M needs 0 < N < M.")
+        return OfEach(name, WEIGHT.ranks, keep, group)
+    if match := re.fullmatch(r"block(\d+)x(\d+)", name):
+        rows, columns = map(int, match.groups())
+        if not rows * columns:
+            raise ValueError(f"granularity is {name!r}; blocks need sides of 1 or more.")
+        return Blocks(name, WEIGHT.ranks, (rows, columns))
+    raise names.unknown("granularity", name, [*GRANULARITIES, "2:4", "block4x4"])

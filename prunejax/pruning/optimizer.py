@@ -7,6 +7,8 @@ Masking gradients alone is not enough: momentum and weight decay revive pruned w
 update itself brings a pruned weight to exactly zero, and its moments stay zero too.
 """
 
+import itertools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from prunejax import masks
+from prunejax.pruning.evidence import Evidence
 from prunejax.pruning.pruner import Pruner
 from prunejax.pruning.schedules import Schedule
 
@@ -22,7 +25,7 @@ Mask = Any
 
 
 class MaskedState(NamedTuple):
-    """State of `masked` and `optimizer`.
+    """State of `masked`, `optimizer` and `regrowing`.
 
     Attributes:
       step: updates made so far.
@@ -59,48 +62,90 @@ def optimizer(
     pruner: Pruner,
     schedule: Schedule,
     key: jax.Array | None = None,
+    *,
+    nested: bool = True,
+    evidence: Evidence | None = None,
 ) -> optax.GradientTransformation:
     """`inner`, pruning as the schedule says and holding what is pruned, and its moments, at zero.
 
     The mask changes after the update of a scheduled step, from the weights as that update left
-    them. Masks are nested: what is gone stays gone.
+    them. Criteria of the gradient take that of the step, with respect to the weights before it,
+    unless `evidence` has an objective of its own.
 
     Args:
       inner: any Optax optimiser.
       pruner: what to remove.
       schedule: when, and to which sparsity.
       key: for criteria that draw at random.
+      nested: what is gone stays gone. False lets every change choose among all weights, as AC/DC
+        does: those that come back start from zero.
+      evidence: data, objective and network, for criteria that need them.
 
     Raises:
-      ValueError: a schedule without steps, or one whose steps do not increase.
+      ValueError: a schedule without steps, or one whose steps do not increase; one whose sparsity
+        falls although masks are nested; missing evidence. On `init`: whatever `Pruner.removal`
+        objects to.
     """
     changes = [step for step, _ in schedule]
     if not changes or changes != sorted(set(changes)):
         raise ValueError(f"schedule has the steps {changes}; one or more, increasing, are needed.")
+    for (_, before), (step, after) in itertools.pairwise(schedule):
+        if nested and after < before - 1e-12:
+            raise ValueError(
+                f"schedule falls from {before} to {after} at step {step}, but masks are nested; "
+                "pass nested=False to let weights come back."
+            )
     key = jax.random.key(0) if key is None else key
+    evidence = Evidence() if evidence is None else evidence
+    pruner.check(evidence._replace(key=key, grads=()))  # the step will bring the gradient
     steps = jnp.array(changes, jnp.int32)
 
+    def counts(params):
+        groups = [pruner.removal(params, sparsity) for _, sparsity in schedule]
+        return {group: jnp.array([g[group] for g in groups], jnp.int32) for group in groups[0]}
+
+    def start(params):
+        counts(params)  # errors before the first step
+        return pruner.initial(params)
+
+    def change(step, params, grads, mask):
+        index = jnp.searchsorted(steps, step)
+        removal = {group: count[index] for group, count in counts(params).items()}
+        now = evidence._replace(key=jax.random.fold_in(key, step), grads=grads)
+        return pruner.mask(params, mask if nested else pruner.initial(params), removal, now)
+
+    return changing(inner, start, lambda step: jnp.any(steps == step), change)
+
+
+def changing(
+    inner: optax.GradientTransformation,
+    start: Callable[[Params], Mask],
+    is_due: Callable[[jax.Array], jax.Array],
+    change: Callable[[jax.Array, Params, Params, Mask], Mask],
+) -> optax.GradientTransformation:
+    """`inner` under a mask that changes after the update of some steps.
+
+    What the new mask keeps has its update; what it removes goes to zero with its moments; what it
+    brings back starts from zero, with moments of zero.
+
+    Args:
+      inner: any Optax optimiser.
+      start: `params -> mask`, the first mask.
+      is_due: `step -> whether the mask changes after this step's update`.
+      change: `(step, updated params, gradient, mask) -> mask`, of unchanging shapes; the gradient
+        is that of the step, with respect to all weights.
+    """
+
     def init(params):
-        return MaskedState(jnp.zeros((), jnp.int32), pruner.initial(params), inner.init(params))
+        return MaskedState(jnp.zeros((), jnp.int32), start(params), inner.init(params))
 
     def update(grads, state, params=None):
-        if params is None:
-            raise ValueError(
-                "params is None; pruning needs optimizer.update(grads, state, params)."
-            )
-        groups = [pruner.removal(params, sparsity) for _, sparsity in schedule]
-        table = {group: jnp.array([g[group] for g in groups], jnp.int32) for group in groups[0]}
         updates, inner_state = _masked_update(inner, grads, state.inner, params, state.mask)
 
-        def refresh():
-            index = jnp.searchsorted(steps, state.step)
-            removal = {group: counts[index] for group, counts in table.items()}
-            updated = optax.apply_updates(params, updates)
-            mask_key = jax.random.fold_in(key, state.step)
-            return pruner.mask(updated, state.mask, removal, mask_key)
+        def changed():
+            return change(state.step, optax.apply_updates(params, updates), grads, state.mask)
 
-        is_scheduled = jnp.any(steps == state.step)
-        mask = jax.lax.cond(is_scheduled, refresh, lambda: state.mask)
+        mask = jax.lax.cond(is_due(state.step), changed, lambda: state.mask)
         return (
             _zeroing(updates, params, mask),
             MaskedState(state.step + 1, mask, _mask_moments(inner, inner_state, mask)),
@@ -129,12 +174,20 @@ def _zeroing(updates, params, mask):
 
 
 def _mask_moments(inner, inner_state, mask):
-    is_absent = lambda node: isinstance(node, optax.MaskedNode)  # noqa: E731
+    by_path = dict(jax.tree_util.tree_leaves_with_path(mask))
 
-    def zero_outside(moment, keep):
-        # Weights that another optimiser has, and sums over weights (Adafactor), are left alone.
-        if is_absent(moment) or not masks.fits(keep, moment):
-            return moment
-        return jnp.where(keep, moment, jnp.zeros_like(moment))
+    def leaf(path, moment):
+        # A weight's moment may be a list of several (SM3): its path begins with the weight's.
+        prefixes = (path[:length] for length in range(len(path), -1, -1))
+        keep = next((by_path[prefix] for prefix in prefixes if prefix in by_path), True)
+        # Sums over weights (Adafactor) are left alone.
+        return (
+            jnp.where(keep, moment, jnp.zeros_like(moment)) if masks.fits(keep, moment) else moment
+        )
 
-    return optax.tree.map_params(inner, zero_outside, inner_state, mask, is_leaf=is_absent)
+    def zero_outside(moments):
+        # Weights that another optimiser has are no leaves here.
+        return jax.tree_util.tree_map_with_path(leaf, moments)
+
+    whole = lambda _: True  # noqa: E731
+    return optax.tree.map_params(inner, zero_outside, inner_state, is_leaf=whole)

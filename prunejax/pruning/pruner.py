@@ -1,14 +1,19 @@
 """Criterion x granularity x allocation: from parameters and a sparsity to a mask."""
 
 import dataclasses
+import functools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from prunejax import names, trees
-from prunejax.pruning import allocation, criteria, granularity, selection
+from prunejax import masks, names, trees
+from prunejax.pruning import allocation, granularity, selection
+from prunejax.pruning.allocation import Layer, Table
+from prunejax.pruning.criteria import CRITERIA
+from prunejax.pruning.evidence import Criterion, Evidence
 
 Params = Any
 Mask = Any
@@ -17,71 +22,148 @@ Removal = Mapping[tuple[str, ...], int | jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Pruner:
-    """What to remove: four independent choices, by name.
+    """What to remove: independent choices, by name.
 
     Attributes:
-      criterion: which weights are worth keeping, a key of `CRITERIA`.
-      granularity: what is removed together, a key of `GRANULARITIES`.
-      allocation: how many units each layer loses, a key of `ALLOCATIONS`.
-      include: shell patterns of the paths that may be pruned.
+      criterion: which weights are worth keeping, a key of `CRITERIA` or a `Criterion`.
+      granularity: what is removed together, a key of `GRANULARITIES`, "N:M" as in "2:4", or blocks
+        as in "block4x4".
+      allocation: how many units each layer loses, a key of `ALLOCATIONS`, or a table of densities
+        by path pattern, see `allocation.from_table`; the first pattern that matches counts.
+      include: shell patterns of the paths that may be pruned. Weights that have no such units, such
+        as dense layers for "filter", are left untouched, unless a path is written out here.
       exclude: shell patterns of the paths that may not.
+      aggregate: how scores of weights become a unit's, a key of `AGGREGATES`; None is the
+        criterion's own, mostly "mean".
+      guard: keep at least one unit of each layer; the total stays exact as far as units are left.
+        False lets layers collapse, as in much published work.
     """
 
-    criterion: str = "magnitude"
+    criterion: str | Criterion = "magnitude"
     granularity: str = "weight"
-    allocation: str = "uniform"
+    allocation: str | Mapping[str, float] | Table = "uniform"
     include: Sequence[str] = ("*",)
     exclude: Sequence[str] = ()
+    aggregate: str | None = None
+    guard: bool = True
 
     def __post_init__(self):
-        names.lookup("criterion", self.criterion, criteria.CRITERIA)
-        names.lookup("granularity", self.granularity, granularity.GRANULARITIES)
-        names.lookup("allocation", self.allocation, allocation.ALLOCATIONS)
+        _criterion(self.criterion)
+        units = granularity.create(self.granularity)
+        if isinstance(self.allocation, str):
+            allocation.create(self.allocation)
+        else:
+            object.__setattr__(self, "allocation", allocation.checked_table(self.allocation))
+        if self.aggregate is not None:
+            names.lookup("aggregate", self.aggregate, granularity.AGGREGATES)
+        if isinstance(units, granularity.OfEach) and self.allocation not in ("uniform", "global"):
+            raise ValueError(
+                f"granularity {self.granularity!r} gives all layers one density; "
+                f"allocation must be 'uniform', not {self.allocation!r}."
+            )
         object.__setattr__(self, "include", tuple(self.include))
         object.__setattr__(self, "exclude", tuple(self.exclude))
 
     def paths(self, params: Params) -> tuple[str, ...]:
-        """The leaves this pruner removes units of."""
-        leaves = trees.flatten(params)
-        ranks = granularity.GRANULARITIES[self.granularity].ranks
+        """The leaves this pruner removes units of.
+
+        Raises:
+          ValueError: a pattern that matches no weight, weights of which none has such units, or one
+            that has not although it should.
+        """
+        shapes = {path: jnp.shape(leaf) for path, leaf in trees.flatten(params).items()}
+        units = granularity.create(self.granularity)
         candidates = trees.prunable(params, self.include, self.exclude)
-        return tuple(path for path in candidates if jnp.ndim(leaves[path]) in ranks)
+        misfits = {path: units.misfit(shapes[path]) for path in candidates}
+        for path in candidates:
+            if misfits[path] and (path in self.include or not any(map(_fits, misfits.values()))):
+                raise ValueError(
+                    f"granularity is {self.granularity!r}, but {path!r} {misfits[path]}."
+                )
+            if not misfits[path]:
+                units.require(path, shapes[path])
+        return tuple(path for path in candidates if not misfits[path])
 
     def initial(self, params: Params) -> Mask:
         """The mask that keeps every unit, in the shapes of this pruner's masks."""
         paths = self.paths(params)
-        reduce = granularity.GRANULARITIES[self.granularity].reduce
+        units = granularity.create(self.granularity)
 
         def leaf(path, param):
-            shape = jax.eval_shape(reduce, param).shape if path in paths else ()
-            return jnp.ones(shape, bool)
+            if path not in paths:
+                return jnp.array(True)
+            shape = jnp.shape(param)
+            return units.expand(jnp.ones(units.unit_shape(shape), bool), shape)
 
         return trees.map_with_path(leaf, params)
 
-    def removal(self, params: Params, sparsity: float) -> dict[tuple[str, ...], int]:
-        """How many units each group of layers loses at `sparsity`, exactly."""
-        units = trees.flatten(self.initial(params))
-        sizes = {path: units[path].size for path in self.paths(params)}
-        return dict(allocation.ALLOCATIONS[self.allocation](sizes, sparsity))
+    def layers(self, params: Params) -> dict[str, Layer]:
+        """Units and shape of each leaf that this pruner removes units of."""
+        units, leaves = granularity.create(self.granularity), trees.flatten(params)
+        shapes = {path: jnp.shape(leaves[path]) for path in self.paths(params)}
+        return {
+            path: Layer(math.prod(units.unit_shape(shape)), shape) for path, shape in shapes.items()
+        }
 
-    def mask(self, params: Params, current: Mask, removal: Removal, key: jax.Array) -> Mask:
+    def removal(self, params: Params, sparsity: float) -> dict[tuple[str, ...], int]:
+        """How many units each group of layers loses at `sparsity`, exactly.
+
+        Raises:
+          ValueError: a sparsity that the granularity or the table of densities cannot have.
+        """
+        granularity.create(self.granularity).require_sparsity(sparsity)
+        layers = self.layers(params)
+        groups = allocation.create(self.allocation)(layers, sparsity)
+        return dict(allocation.guarded(groups, layers) if self.guard else groups)
+
+    def check(self, evidence: Evidence) -> None:
+        """Raises a ValueError where the criterion needs evidence that is not there."""
+        _criterion(self.criterion).check(evidence)
+
+    def scores(self, params: Params, current: Mask, evidence: Evidence) -> dict[str, jax.Array]:
+        """Scores of the units by path, -inf for what `current` has removed.
+
+        The criterion sees the parameters under the mask `current`.
+
+        Raises:
+          ValueError: the criterion needs evidence that is not there.
+        """
+        self.check(evidence)
+        criterion = _criterion(self.criterion)
+        units = granularity.create(self.granularity)
+        paths, kept = self.paths(params), trees.flatten(current)
+        evidence = evidence._replace(paths=paths)
+        scores = trees.flatten(criterion.score(masks.apply(params, current), evidence))
+        leaves = trees.flatten(params)
+        of_units = functools.partial(
+            units.scores,
+            reduction=granularity.AGGREGATES[self.aggregate or criterion.aggregate],
+            finish=criterion.finish,
+        )
+        return {path: of_units(scores[path], kept[path], leaves[path].shape) for path in paths}
+
+    def mask(
+        self, params: Params, current: Mask, removal: Removal, evidence: Evidence | None = None
+    ) -> Mask:
         """The mask that removes `removal` units of each group, those gone in `current` first.
 
         A pure function whose counts may be traced, so that it can live inside a training step.
         """
-        reduce = granularity.GRANULARITIES[self.granularity].reduce
-        scores = trees.flatten(criteria.CRITERIA[self.criterion](params, key))
+        units, leaves = granularity.create(self.granularity), trees.flatten(params)
+        scores = self.scores(params, current, _with_key(evidence, None))
         kept = trees.flatten(current)
         for group, count in removal.items():
-            unit_scores = [jnp.where(kept[p], reduce(scores[p]), -jnp.inf) for p in group]
-            keep = selection.keep_all_but_lowest(
-                jnp.concatenate([s.ravel() for s in unit_scores]), count
-            )
+            ranked = {path: scores[path].ravel() for path in group}
+            if self.guard:
+                ranked = {path: _guarded(s) for path, s in ranked.items()}
+                count = jnp.minimum(count, sum(s.size - 1 for s in ranked.values()))
+            keep = selection.keep_all_but_lowest(jnp.concatenate(list(ranked.values())), count)
             offset = 0
-            for path, units in zip(group, unit_scores, strict=True):
+            for path, flat in ranked.items():
+                of_layer = keep[offset : offset + flat.size].reshape(scores[path].shape)
                 # Also where `current` lost more than `removal` asks for, nothing comes back.
-                kept[path] &= keep[offset : offset + units.size].reshape(units.shape)
-                offset += units.size
+                kept[path] &= units.expand(of_layer, leaves[path].shape)
+                offset += flat.size
         return trees.unflatten(current, kept)
 
 
@@ -92,26 +174,78 @@ def prune(
     *,
     key: jax.Array | None = None,
     current: Mask | None = None,
+    evidence: Evidence | None = None,
 ) -> Mask:
     """The mask that prunes `params` to `sparsity`.
 
     Args:
       params: pytree of parameters.
       sparsity: share of the units to remove, in [0, 1); exactly `round(sparsity * n)` go, ties by
-        index.
+        index, unless the pruner's guard holds some back.
       pruner: what to remove; by default the smallest weights of each layer.
       key: for criteria that draw at random.
       current: an earlier mask; what it removed stays removed.
+      evidence: data, objective and network, for criteria that need them.
 
     Returns:
       The mask; apply it with `masks.apply(params, mask)`.
 
     Raises:
-      ValueError: a sparsity outside [0, 1), or a pattern that matches no weight.
+      ValueError: a sparsity outside [0, 1) or that the pruner cannot have, a pattern that matches
+        no weight, a granularity that a weight cannot have, missing evidence.
     """
     if not 0 <= sparsity < 1:
         raise ValueError(f"sparsity is {sparsity}; it must lie in [0, 1).")
     pruner = Pruner() if pruner is None else pruner
-    key = jax.random.key(0) if key is None else key
+    evidence = _with_key(evidence, key)
     current = pruner.initial(params) if current is None else current
-    return pruner.mask(params, current, pruner.removal(params, sparsity), key)
+    return pruner.mask(params, current, pruner.removal(params, sparsity), evidence)
+
+
+def scores(
+    params: Params,
+    criterion: str | Criterion = "magnitude",
+    *,
+    key: jax.Array | None = None,
+    evidence: Evidence | None = None,
+) -> Params:
+    """What each weight is worth by a criterion; higher is kept.
+
+    Args:
+      params: pytree of parameters.
+      criterion: a key of `CRITERIA` or a `Criterion`.
+      key: for criteria that draw at random.
+      evidence: data, objective and network, for criteria that need them.
+
+    Returns:
+      A tree of params' structure whose leaves broadcast against the weights. Leaves that are never
+      pruned have no meaning.
+
+    Raises:
+      ValueError: an unknown criterion, or missing evidence.
+    """
+    return _criterion(criterion)(params, _with_key(evidence, key))
+
+
+def _criterion(criterion: str | Criterion) -> Criterion:
+    if isinstance(criterion, Criterion):
+        return criterion
+    return names.lookup("criterion", criterion, CRITERIA)
+
+
+def _with_key(evidence: Evidence | None, key: jax.Array | None) -> Evidence:
+    evidence = Evidence() if evidence is None else evidence
+    if key is None:
+        key = jax.random.key(0) if evidence.key is None else evidence.key
+    return evidence._replace(key=key)
+
+
+def _fits(misfit: str | None) -> bool:
+    return misfit is None
+
+
+def _guarded(scores: jax.Array) -> jax.Array:
+    """The scores of a layer with +inf for its best unit, of equal ones the last to go; [n]."""
+    best = scores.size - 1 - jnp.argmax(scores[::-1])
+    # A layer that is gone stays gone.
+    return scores.at[best].set(jnp.where(scores[best] > -jnp.inf, jnp.inf, -jnp.inf))

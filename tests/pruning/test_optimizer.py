@@ -229,6 +229,8 @@ WRAPPED = {
     ),
     # Its moments have not the shape of the weights.
     "adafactor": lambda: optax.adafactor(0.01, min_dim_size_to_factor=4),
+    # Its second moments are lists, one entry for each axis.
+    "sm3": lambda: optax.sm3(0.1),
 }
 
 

@@ -79,3 +79,82 @@ def test_impossible_steps_are_named(options, message):
 def test_an_initial_sparsity_above_the_final_one_is_refused():
     with pytest.raises(ValueError, match=r"initial is 0\.6; masks are nested, so at most 0\.5"):
         schedules.cubic(0.5, end=10, initial=0.6)
+
+
+# -- other schedules -------------------------------------------------------------------------------
+
+
+@given(
+    target=rates,
+    begin=st.integers(0, 100),
+    length=st.integers(0, 100),
+    frequency=st.integers(1, 40),
+)
+def test_a_constant_rate_takes_the_same_share_of_the_rest_each_time(
+    target, begin, length, frequency
+):
+    schedule = schedules.constant_rate(target, begin=begin, end=begin + length, frequency=frequency)
+    steps, sparsities = zip(*schedule, strict=True)
+    assert [*steps] == [*range(begin, begin + length, frequency), begin + length]
+    assert sparsities[-1] == target
+    left = [1.0, *(1 - s for s in sparsities)]
+    shares = [1 - after / before for before, after in itertools.pairwise(left)]
+    assert all(math.isclose(share, shares[0], rel_tol=1e-6, abs_tol=1e-9) for share in shares)
+
+
+def test_a_fifth_goes_each_time():
+    schedule = schedules.constant_rate(1 - 0.8**3, end=20, frequency=10)
+    assert [step for step, _ in schedule] == [0, 10, 20]
+    assert [s for _, s in schedule] == pytest.approx([0.2, 0.36, 0.488])
+
+
+def test_compression_rates_one_after_another():
+    schedule = schedules.iterative(begin=5, frequency=100)
+    assert [step for step, _ in schedule] == [5, 105, 205, 305, 405, 505, 605]
+    assert [s for _, s in schedule] == [0, 0.5, 0.75, 0.875, 0.9375, 0.96875, 0.984375]
+    assert schedules.iterative([1.5, 3], frequency=1) == [(0, 1 - 1 / 1.5), (1, 1 - 1 / 3)]
+
+
+def test_phases_alternate_and_the_last_one_is_sparse():
+    schedule = schedules.alternating(0.9, begin=10, end=50, sparse=10, dense=5)
+    assert schedule == [(10, 0.9), (20, 0.0), (25, 0.9), (35, 0.0), (40, 0.9)]
+    schedule = schedules.alternating(0.9, begin=10, end=40, sparse=10, dense=10)
+    assert schedule == [(10, 0.9), (20, 0.0), (30, 0.9)]
+    schedule = schedules.alternating(0.9, begin=0, end=37, sparse=10)
+    assert schedule == [(0, 0.9), (10, 0.0), (20, 0.9), (30, 0.0), (37, 0.9)]
+    assert schedules.alternating(0.9, begin=3, end=3, sparse=1) == [(3, 0.9)]
+
+
+def test_schedules_by_name():
+    for name, options in {
+        "one_shot": {"sparsity": 0.5, "step": 3},
+        "cubic": {"sparsity": 0.5, "end": 200},
+        "constant_rate": {"sparsity": 0.5, "end": 200},
+        "iterative": {"rates": [2, 4], "frequency": 5},
+        "alternating": {"sparsity": 0.5, "end": 9, "sparse": 2},
+    }.items():
+        assert schedules.schedule(name, **options) == getattr(schedules, name)(**options)
+    with pytest.raises(ValueError, match=r"Unknown schedule 'cubik'\. Did you mean 'cubic'"):
+        schedules.schedule("cubik")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("constant_rate", {"sparsity": 1.0, "end": 5}, r"sparsity is 1\.0"),
+        ("constant_rate", {"sparsity": 0.5, "begin": 5, "end": 4}, "begin is 5 and end is 4"),
+        ("constant_rate", {"sparsity": 0.5, "end": 4, "frequency": 0}, "frequency is 0"),
+        ("iterative", {"rates": [], "frequency": 1}, r"rates is \[\]"),
+        ("iterative", {"rates": [0.5, 2], "frequency": 1}, r"rates is \[0\.5, 2\]"),
+        ("iterative", {"rates": [4, 2], "frequency": 1}, r"rates is \[4, 2\]"),
+        ("iterative", {"rates": [1, math.inf], "frequency": 1}, "rates is"),
+        ("iterative", {"begin": -1, "frequency": 1}, "begin is -1"),
+        ("iterative", {"frequency": 0}, "frequency is 0"),
+        ("alternating", {"sparsity": 90, "end": 5, "sparse": 1}, "sparsity is 90"),
+        ("alternating", {"sparsity": 0.5, "end": 5, "sparse": 0}, "sparse is 0"),
+        ("alternating", {"sparsity": 0.5, "end": 5, "sparse": 1, "dense": 0}, "dense is 0"),
+    ],
+)
+def test_other_impossible_values_are_named(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        schedules.schedule(name, **options)

@@ -1,0 +1,204 @@
+r"""What a smaller network gains, and what a masked one does not.
+
+    python -m experiments.benchmarks.shrinking --output=shrinking.json
+
+For VGG-16 and ResNet-18 with all, half and a quarter of their channels: milliseconds of a forward
+pass and of a training step, of the masked network and of the really smaller one, and the gain
+beside that of the FLOPs. Then what masks cost a training step at each granularity, and how long
+it takes to make a global mask of a ResNet-50. Weights are random: speed does not depend on them.
+"""
+
+import datetime
+import functools
+import importlib.metadata
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from absl import app, flags
+from rich.console import Console
+from rich.table import Table
+
+from experiments import environment, progress
+from experiments.benchmarks import machine, timing
+from prunejax import masks, models, pruning, shrinking, trees
+from prunejax.classifier import Classifier, Network
+from prunejax.evaluation import efficiency
+from prunejax.training import loop, objectives
+from prunejax.training.phase import Phase
+
+IMAGE_SHAPE = (32, 32, 3)
+SHARES = (0.5, 0.75)  # of the channels, removed
+GRANULARITIES = ("weight", "kernel", "filter", "channel", "2:4", "block4x4")
+
+_NETWORKS = flags.DEFINE_list("networks", ["vgg16", "resnet18"], "The networks to time.")
+_WIDTH = flags.DEFINE_float("width", 1.0, "Of the networks, as a share of the published.", 0.0)
+_BATCH = flags.DEFINE_integer("batch_size", 32, "Images a step.", 1)
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "Timings of each candidate.", 1)
+_SECONDS = flags.DEFINE_float("seconds", 0.5, "Each timing lasts about that long.", 0.0)
+_OUTPUT = flags.DEFINE_string("output", None, "A JSON file for all numbers; by default none.")
+
+
+def main(argv: list[str]) -> None:
+    """Times, prints and saves."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown argument {argv[1]!r}: flags begin with --")
+    environment.configure(flags.FLAGS.cpu_devices)
+    report: dict[str, Any] = {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "machine": machine.description(),
+        "versions": {n: importlib.metadata.version(n) for n in ("prunejax", "jax", "jaxlib")},
+        "batch_size": _BATCH.value,
+        "shrunk": [],
+    }
+    with progress.bars() as show:
+        for name in _NETWORKS.value:
+            report["shrunk"] += _shrunk(name, functools.partial(show, name))
+            _save(report)
+        report["masked_training"] = _masked_training(functools.partial(show, "masks"))
+        report["resnet50_global_mask_seconds"] = _mask_seconds()
+    _save(report)
+    _print(report)
+
+
+def classifier_of(name: str) -> Classifier:
+    """A random network of the zoo."""
+    network = Network(models.create(name, num_classes=10))
+    if _WIDTH.value != 1.0:
+        whole = network.module
+        network = Network(whole.clone(width=round(whole.width * _WIDTH.value)))
+    return Classifier(network.init(jax.random.key(0), IMAGE_SHAPE), network)
+
+
+def _shrunk(name: str, show) -> list[dict[str, Any]]:
+    """One row for each share of the channels, the whole network first."""
+    classifier = classifier_of(name)
+    traced = shrinking.of(classifier.apply_fn, classifier.variables, IMAGE_SHAPE)
+    networks = {"whole": classifier}
+    for share in SHARES:
+        mask = shrinking.channel_mask(traced, classifier.variables, share)
+        networks[f"masked {share:g}"] = classifier.with_params(masks.apply(classifier.params, mask))
+        networks[f"smaller {share:g}"] = shrinking.shrink(classifier, mask, IMAGE_SHAPE)
+    candidates = [
+        timing.Candidate(f"{kind} {key}", _BATCH.value, make(network))
+        for key, network in networks.items()
+        for kind, make in (("forward", _forward), ("training", _training))
+    ]
+    rates = timing.compare(candidates, rounds=_ROUNDS.value, seconds=_SECONDS.value, progress=show)
+    flops = {
+        key: sum(layer.flops for layer in efficiency.count(network, IMAGE_SHAPE))
+        for key, network in networks.items()
+    }
+    return [
+        {
+            "network": name,
+            "channels": key,
+            "parameters": trees.size(network.params),
+            "flops": flops[key],
+            "flops_ratio": flops["whole"] / flops[key],
+            **{
+                f"{kind}_{what}": value
+                for kind in ("forward", "training")
+                for what, value in (
+                    ("ms", 1000 * _BATCH.value / rates[f"{kind} {key}"].best),
+                    ("ratio", rates[f"{kind} {key}"].best / rates[f"{kind} whole"].best),
+                    ("median_ms", 1000 * _BATCH.value / rates[f"{kind} {key}"].median),
+                )
+            },
+        }
+        for key, network in networks.items()
+    ]
+
+
+def _images() -> tuple[jax.Array, jax.Array]:
+    images = jax.random.uniform(jax.random.key(1), (_BATCH.value, *IMAGE_SHAPE))
+    return images, jnp.arange(_BATCH.value) % 10
+
+
+def _forward(classifier: Classifier):
+    images, _ = _images()
+    run = jax.jit(lambda classifier, images: classifier(images))
+    return lambda: run(classifier, images).block_until_ready()
+
+
+def _training(classifier: Classifier, tx: optax.GradientTransformation | None = None):
+    """Steps of natural training as `training.train` compiles them, one a call."""
+    tx = optax.sgd(1e-3, momentum=0.9) if tx is None else tx
+    phase = Phase(name="t", epochs=1, objective=objectives.natural(), optimizer=lambda mask: tx)
+    mask = masks.dense(classifier.params)
+    start = loop.Trained(classifier.variables, mask)
+    state = jax.jit(functools.partial(loop._begin, phase, draw=(0, 0)))(start)
+    run = loop.compile_steps(classifier.apply_fn, phase, mask, (0, 0), shift=0, flip=False)
+    images, labels = _images()
+    examples = ((255 * images).astype(jnp.uint8)[None], labels[None])
+
+    def call():
+        nonlocal state
+        state, _ = jax.block_until_ready(run(state, examples))
+
+    return call
+
+
+def _masked_training(show) -> list[dict[str, Any]]:
+    """A training step with a mask of each granularity, beside one without."""
+    classifier = classifier_of("resnet18")
+    sgd = optax.sgd(1e-3, momentum=0.9)
+    candidates = [timing.Candidate("dense", _BATCH.value, _training(classifier, sgd))]
+    for granularity in GRANULARITIES:
+        pruner = pruning.Pruner(granularity=granularity, exclude=("Conv_0/kernel",))
+        mask = pruning.prune(classifier.params, 0.5, pruner)
+        call = _training(classifier, pruning.masked(sgd, mask))
+        candidates.append(timing.Candidate(granularity, _BATCH.value, call))
+    rates = timing.compare(candidates, rounds=_ROUNDS.value, seconds=_SECONDS.value, progress=show)
+    return [
+        {
+            "granularity": name,
+            "ms": 1000 * _BATCH.value / rate.best,
+            "cost": rates["dense"].best / rate.best,
+        }
+        for name, rate in rates.items()
+    ]
+
+
+def _mask_seconds() -> float:
+    """To make a global magnitude mask of a ResNet-50, once compiled."""
+    network = Network(models.create("resnet50", num_classes=1000))
+    params = network.init(jax.random.key(0), (64, 64, 3))["params"]
+    prune = jax.jit(lambda p: pruning.prune(p, 0.9, pruning.Pruner(allocation="global")))
+    jax.block_until_ready(prune(params))
+    return min(timing.elapsed(lambda: jax.block_until_ready(prune(params))) for _ in range(3))
+
+
+def _save(report: Mapping[str, Any]) -> None:
+    if _OUTPUT.value:
+        pathlib.Path(_OUTPUT.value).write_text(json.dumps(report, indent=2) + "\n")
+
+
+def _print(report: Mapping[str, Any]) -> None:
+    table = Table(title=f"milliseconds a batch of {report['batch_size']}, and times as fast")
+    for header in ("network", "channels", "parameters", "FLOPs", "forward", "x", "training", "x"):
+        table.add_column(header, justify="right")
+    for row in report["shrunk"]:
+        table.add_row(
+            row["network"], row["channels"], f"{row['parameters']:,}", f"{row['flops_ratio']:.2f}",
+            f"{row['forward_ms']:.1f}", f"{row['forward_ratio']:.2f}",
+            f"{row['training_ms']:.1f}", f"{row['training_ratio']:.2f}",
+        )  # fmt: skip
+    masked = Table(title="a training step of ResNet-18 with a mask, over one without")
+    masked.add_column("granularity")
+    masked.add_column("x", justify="right")
+    for row in report["masked_training"]:
+        masked.add_row(row["granularity"], f"{row['cost']:.3f}")
+    console = Console()
+    console.print(table)
+    console.print(masked)
+    console.print(f"global mask of ResNet-50: {report['resnet50_global_mask_seconds']:.2f} s")
+
+
+if __name__ == "__main__":
+    flags.adopt_module_key_flags(environment)
+    app.run(main)

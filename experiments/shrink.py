@@ -1,0 +1,170 @@
+r"""Makes a trained network smaller: prunes channels, removes them, fine-tunes, and again.
+
+    python -m experiments.shrink --config=experiments/configs/digits_shrink.py \
+        --workdir=runs/small --config.init_from=runs/dense
+
+Each round is kept in the run's folder; a run that was stopped goes on after its last round. The
+result is evaluated like any other (experiments.evaluate).
+"""
+
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from absl import flags
+from ml_collections import config_dict, config_flags
+from rich.console import Console
+from rich.table import Table
+
+from experiments import environment, from_config, progress, run_directory
+from prunejax import data, masks, methods, names, pruning, shrinking, training, trees
+from prunejax.classifier import Classifier
+from prunejax.evaluation import efficiency, predict
+from prunejax.training import batches
+
+COSTS = ("flops", "parameters", "latency")
+
+
+def shrink(
+    config: config_dict.ConfigDict,
+    workdir: pathlib.Path,
+    *,
+    report: Callable[[str, int, int], None] = lambda task, done, total: None,
+) -> list[dict[str, Any]]:
+    """The rounds of the run in `workdir`, from round 0, the network that it starts from.
+
+    Args:
+      config: with `init_from`, the folder of a finished run, and the keys of `config.shrinking`.
+      workdir: the run's folder.
+      report: called with (task, steps done, steps in all).
+
+    Returns:
+      For each round what the network costs and how many validation images it gets right.
+
+    Raises:
+      ValueError: a config that cannot be run.
+    """
+    settings = config.shrinking
+    names.lookup("shrinking.target", settings.target, dict.fromkeys(COSTS))
+    if not config.init_from:
+        raise ValueError("init_from is empty; name the folder of the run to make smaller.")
+    method = methods.create(**config.method)
+    pruner = pruning.Pruner(
+        criterion=settings.criterion,
+        allocation=settings.allocation,
+        include=settings.include,
+        exclude=settings.exclude,
+    )
+    train_set, validation_set = (
+        from_config.load_split(config, split) for split in ("train", "validation")
+    )
+    start = pathlib.Path(config.init_from)
+    first, _ = from_config.load_trained(run_directory.read_config(start), start, train_set)
+    run_directory.open_run(workdir, config)
+    image_shape = train_set.image_shape
+    network = shrinking.whole(first.apply_fn, first.variables)
+    rows = _rows(workdir)
+    if not rows:
+        rows = [_row(0, first, validation_set, settings.batch_size)]
+        run_directory.write_json(workdir / "rounds.json", rows)
+    classifier = Classifier(first.variables, network)
+    if len(rows) > 1:
+        classifier = from_config.load_shrunk(
+            workdir / "rounds" / str(len(rows) - 1), first, image_shape
+        )
+
+    def choose(classifier):
+        traced = shrinking.of(classifier.apply_fn, classifier.variables, image_shape)
+        return shrinking.channel_mask(traced, classifier.variables, settings.share, pruner)
+
+    def finetune(classifier, number):
+        steps = len(batches.epoch_indices(len(train_set), config.batch_size, config.seed, epoch=0))
+        trained = training.train(
+            classifier.apply_fn,
+            training.Trained(classifier.variables, masks.dense(classifier.params)),
+            method.phases(steps),
+            train_set,
+            batch_size=config.batch_size,
+            seed=config.seed + number,
+            shift=config.dataset.shift,
+            flip=config.dataset.flip,
+            progress=lambda done, total: report(f"round {number}", done, total),
+        )
+        return Classifier(trained.variables, classifier.apply_fn)
+
+    def cost(classifier):
+        return float(_cost(classifier, image_shape, settings))
+
+    rounds = shrinking.iterate(
+        classifier,
+        image_shape,
+        choose=choose,
+        finetune=finetune,
+        cost=cost,
+        at_most=settings.at_most * rows[0][settings.target],
+        first_round=len(rows),
+    )
+    for number, classifier, _ in rounds:
+        from_config.save_shrunk(workdir / "rounds" / str(number), classifier)
+        rows.append(_row(number, classifier, validation_set, settings.batch_size))
+        run_directory.write_json(workdir / "rounds.json", rows)
+    from_config.save_shrunk(workdir, classifier)
+    return rows
+
+
+def _cost(classifier: Classifier, image_shape, settings) -> float:
+    if settings.target == "flops":
+        return sum(layer.flops for layer in efficiency.count(classifier, image_shape))
+    if settings.target == "parameters":
+        return trees.size(classifier.params)
+    return efficiency.efficiency(classifier, image_shape, batch_size=settings.batch_size).latency
+
+
+def _row(number: int, classifier: Classifier, held_out: data.Dataset, batch_size: int):
+    images = held_out.images.astype(np.float32) / 255
+    predictions = predict(classifier, images)
+    costs = efficiency.efficiency(classifier, held_out.image_shape, batch_size=batch_size)
+    return {
+        "round": number,
+        "validation_accuracy": float(np.mean(predictions == held_out.labels)),
+        "parameters": costs.parameters,
+        "flops": costs.flops,
+        "latency": costs.latency,
+    }
+
+
+def _rows(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    path = workdir / "rounds.json"
+    return json.loads(path.read_text()) if path.exists() else []
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    table = Table(caption="Latency of a batch, measured; FLOPs of one image.")
+    for header in ("round", "validation", "parameters", "MFLOPs", "ms"):
+        table.add_column(header, justify="right")
+    for row in rows:
+        table.add_row(
+            str(row["round"]),
+            f"{100 * row['validation_accuracy']:.1f}",
+            f"{row['parameters']:,}",
+            f"{row['flops'] / 1e6:.2f}",
+            f"{1000 * row['latency']:.1f}",
+        )
+    return table
+
+
+def main() -> None:
+    """Runs the command."""
+    with progress.bars() as show:
+        rows = shrink(flags.FLAGS.config, pathlib.Path(flags.FLAGS.workdir), report=show)
+    Console().print(_table(rows))
+
+
+if __name__ == "__main__":
+    config_flags.DEFINE_config_file("config", None, "The experiment: a file of configs/.")
+    flags.DEFINE_string("workdir", None, "The run's folder; made where it does not exist.")
+    flags.adopt_module_key_flags(environment)
+    flags.mark_flags_as_required(["config", "workdir"])
+    environment.run(main)

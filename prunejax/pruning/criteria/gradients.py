@@ -1,0 +1,58 @@
+"""Criteria that take one gradient g of the objective, averaged over the batches of the evidence.
+
+They are the adversarial criteria where the objective is. Inside `pruning.optimizer` the gradient
+is that of the step.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from prunejax.pruning.evidence import Batch, Criterion, Evidence, Params
+
+Loss = Callable[[Params, Batch], jax.Array]
+
+
+def mean(trees: Sequence[Any]) -> Any:
+    """The mean of trees of one structure, leaf by leaf."""
+    return jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *trees)
+
+
+# By the objective, not by a closure of it: rounds of pruning share one compiled program.
+@functools.partial(jax.jit, static_argnums=0)
+def gradient_of(loss: Loss, params: Params, batch: Batch) -> Params:
+    """D loss / d params on one batch."""
+    return jax.grad(loss)(params, batch)
+
+
+def mean_gradient(params: Params, evidence: Evidence) -> Params:
+    """The mean over the batches of the objective's gradient, or the one that is known already."""
+    if evidence.loss is None or not evidence.batches:
+        return evidence.grads
+    return mean([gradient_of(evidence.loss, params, batch) for batch in evidence.batches])
+
+
+def gradient(params: Params, evidence: Evidence) -> Params:
+    """|g|, what RigL regrows by (Evci et al. 2020, section 3)."""
+    return jax.tree.map(jnp.abs, mean_gradient(params, evidence))
+
+
+def connection_sensitivity(params: Params, evidence: Evidence) -> Params:
+    """G w, to first order the fall of the loss when the weight is removed; signed."""
+    return jax.tree.map(jnp.multiply, mean_gradient(params, evidence), params)
+
+
+def snip(params: Params, evidence: Evidence) -> Params:
+    """|g w|, SNIP (Lee et al. 2019, without its normalisation, which ranks alike)."""
+    return jax.tree.map(jnp.abs, connection_sensitivity(params, evidence))
+
+
+GRADIENT = Criterion("gradient", gradient, needs=("gradient",))
+SNIP = Criterion("snip", snip, needs=("gradient",))
+# (g w)^2 of a weight, (sum of g w)^2 of a unit: Molchanov et al. (2019).
+TAYLOR = Criterion(
+    "taylor", connection_sensitivity, needs=("gradient",), aggregate="sum", finish=jnp.square
+)

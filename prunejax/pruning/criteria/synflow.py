@@ -1,0 +1,39 @@
+"""SynFlow: which weights carry the flow from the inputs to the outputs, without any data."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from prunejax.classifier import Network
+from prunejax.pruning.evidence import Criterion, Evidence, Params
+
+
+def synflow(params: Params, evidence: Evidence) -> Params:
+    """|w| dR/d|w|, with R the sum of the outputs of the network of all |w| for an input of ones.
+
+    Tanaka et al. (2020). In networks without biases whose activations are ReLUs
+    the scores of every layer sum to R, and those into a hidden unit to those out of it. Meant for
+    many rounds: take a schedule of constant rate (their n = 100) with the allocation "global". Of a
+    unit, the sum over its weights. A `Network`'s normalisation is left out, its batch statistics
+    are those of `evidence.variables`. R grows with depth: beyond 1e38 it needs 64-bit floats.
+    """
+    network = evidence.network
+    if isinstance(network, Network):
+        network = dataclasses.replace(network, mean=0.0, std=1.0)
+    positive = jax.tree.map(jnp.abs, params)
+    flow = _flow(network, tuple(evidence.input_shape), positive, evidence.variables)
+    return jax.tree.map(jnp.multiply, positive, flow)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _flow(network, input_shape, positive, variables):
+    def outputs(params):
+        arguments = params if variables is None else {**variables, "params": params}
+        return network(arguments, jnp.ones((1, *input_shape))).sum()
+
+    return jax.grad(outputs)(positive)
+
+
+SYNFLOW = Criterion("synflow", synflow, needs=("network", "input_shape"), aggregate="sum")

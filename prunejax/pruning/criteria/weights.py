@@ -1,0 +1,36 @@
+"""Criteria that look at one weight at a time."""
+
+import zlib
+
+import jax
+import jax.numpy as jnp
+
+from prunejax import trees
+from prunejax.pruning.evidence import Criterion, Evidence, Params
+
+
+def magnitude(params: Params, evidence: Evidence) -> Params:
+    """|w|, the lowest-weight-magnitude criterion (Han et al. 2015, section 3)."""
+    del evidence
+    return jax.tree.map(jnp.abs, params)
+
+
+def squared(params: Params, evidence: Evidence) -> Params:
+    """w^2: the ranking of |w| for weights, that of the L2 norm for the mean or sum of a unit."""
+    del evidence
+    return jax.tree.map(jnp.square, params)
+
+
+def random(params: Params, evidence: Evidence) -> Params:
+    """Uniform in [0, 1), a function of the key and the leaf's path."""
+
+    def score(path, leaf):
+        leaf_key = jax.random.fold_in(evidence.key, zlib.crc32(path.encode()))
+        return jax.random.uniform(leaf_key, jnp.shape(leaf))
+
+    return trees.map_with_path(score, params)
+
+
+MAGNITUDE = Criterion("magnitude", magnitude)
+SQUARED = Criterion("squared", squared)
+RANDOM = Criterion("random", random, needs=("key",))

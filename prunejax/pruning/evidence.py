@@ -1,0 +1,104 @@
+"""What a criterion looks at beside the weights.
+
+evidence = Evidence(loss=loss, batches=((images, labels),))
+mask = pruning.prune(params, 0.9, pruning.Pruner("snip"), evidence=evidence)
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+from prunejax import trees
+
+Params = Any
+Batch = Any
+
+
+class Evidence(NamedTuple):
+    """Data, objective and network that a criterion may use; each field is optional.
+
+    Attributes:
+      key: for criteria that draw at random.
+      loss: `(params, batch) -> scalar`, the objective, hashable as functions are; it may be
+        adversarial, and then it is the adversarial gradient that scores.
+      batches: pytrees of examples, along the first axis; what they give is averaged.
+      grads: the gradient of the objective where it is known already, of params' structure; used
+        where there is no `loss`.
+      network: `(variables, images) -> logits` in evaluation mode, hashable, such as a `Network`.
+      variables: the network's other variables, as in `{"batch_stats": ...}`; where None, `network`
+        takes the parameters alone.
+      input_shape: of one input, without batch axis.
+      norms: path of a weight -> path of the scale of the normalisation that follows it.
+      scores: learned scores, of params' structure.
+      paths: the weights to be scored, all of rank two or more where None; a pruner fills it in.
+    """
+
+    key: jax.Array | None = None
+    loss: Callable[[Params, Batch], jax.Array] | None = None
+    batches: tuple[Batch, ...] = ()
+    grads: Params | None = None
+    network: Callable[[Any, jax.Array], jax.Array] | None = None
+    variables: Any = None
+    input_shape: tuple[int, ...] | None = None
+    norms: Mapping[str, str] | None = None
+    scores: Params | None = None
+    paths: tuple[str, ...] | None = None
+
+    def weights(self, params: Params) -> tuple[str, ...]:
+        """The paths to be scored."""
+        return trees.prunable(params) if self.paths is None else self.paths
+
+
+@dataclasses.dataclass(frozen=True)
+class Criterion:
+    """What makes a weight or a unit worth keeping. Calling it scores the weights; higher is kept.
+
+    A unit's score is `finish(aggregate(score of its weights))`. The two steps matter where signs
+    cancel: to first order, removing a unit changes the loss by the *sum* of g w over its weights,
+    so the square belongs behind the sum, not before it.
+
+    Attributes:
+      name: its name in configs.
+      score: `(params, evidence) -> scores`, a tree of params' structure whose leaves broadcast
+        against the weights.
+      needs: fields of `Evidence` that must be there; "gradient" stands for `loss` and `batches`,
+        or `grads`.
+      aggregate: how the scores of weights become that of a unit unless the pruner says otherwise,
+        a key of `AGGREGATES`.
+      finish: applied to each score after that.
+    """
+
+    name: str
+    score: Callable[[Params, Evidence], Params]
+    needs: tuple[str, ...] = ()
+    aggregate: str = "mean"
+    finish: Callable[[jax.Array], jax.Array] = lambda scores: scores
+
+    def __call__(self, params: Params, evidence: Evidence | None = None) -> Params:
+        evidence = Evidence() if evidence is None else evidence
+        self.check(evidence)
+        return jax.tree.map(self.finish, self.score(params, evidence))
+
+    def check(self, evidence: Evidence) -> None:
+        """Raises a ValueError that names the criterion and the evidence that it lacks."""
+        missing = [need for need in self.needs if not _is_met(need, evidence)]
+        if missing:
+            fields = [f for need in missing for f in _FIELDS.get(need, (need,))]
+            fields = [f for f in dict.fromkeys(fields) if not _is_met(f, evidence)]
+            listed = ", ".join(f"{field}=..." for field in fields)
+            raise ValueError(
+                f"criterion {self.name!r} needs {' and '.join(fields)}; "
+                f"pass evidence=Evidence({listed})."
+            )
+
+
+_FIELDS = {"gradient": ("loss", "batches")}
+
+
+def _is_met(need: str, evidence: Evidence) -> bool:
+    if need == "gradient":
+        return evidence.grads is not None or all(_is_met(f, evidence) for f in _FIELDS[need])
+    value = getattr(evidence, need)
+    return bool(len(value)) if need == "batches" else value is not None

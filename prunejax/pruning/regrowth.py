@@ -1,0 +1,133 @@
+"""Prune and regrow: a sparse network whose connections move while it trains (RigL, SET).
+
+tx = pruning.regrowing(optax.sgd(0.1, 0.9), pruning.Pruner(allocation="erk"), 0.9, end=9_000)
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from prunejax import masks, names, trees
+from prunejax.pruning import granularity, selection
+from prunejax.pruning.evidence import Evidence
+from prunejax.pruning.optimizer import changing
+from prunejax.pruning.pruner import Pruner
+
+Params = Any
+Mask = Any
+
+# Both are criteria: the missing units that score highest by it come back.
+GROWTH = ("gradient", "random")
+
+
+def regrowing(
+    inner: optax.GradientTransformation,
+    pruner: Pruner,
+    sparsity: float,
+    *,
+    end: int,
+    frequency: int = 100,
+    drop: float = 0.3,
+    final_drop: float = 0.0,
+    grow: str = "gradient",
+    mask: Mask | None = None,
+    key: jax.Array | None = None,
+) -> optax.GradientTransformation:
+    """`inner` on a sparse network that drops its worst units and grows as many others.
+
+    After the update of every `frequency`-th step t, 0 < t < end, each layer that keeps k units
+    drops `round(f(t) k)` of them, those with the lowest scores by the pruner's criterion, and grows
+    as many of the missing ones, the dropped ones included: by |gradient| of the step (RigL, Evci et
+    al. 2020, section 3) or at random (SET, Mocanu et al. 2018). The dropped share is
+
+        f(t) = f_T + (f_0 - f_T) / 2 (1 + cos(pi t / end)),
+
+    so SET's constant share is `final_drop = drop`, FlyingBird's .5 to .005. Each layer keeps its
+    number of units for good. Masks are not nested. What grows starts from zero, as do its moments.
+
+    Args:
+      inner: any Optax optimiser.
+      pruner: its allocation gives each layer's number of units, its criterion what is dropped.
+      sparsity: share of the units that are missing, in [0, 1).
+      end: step T from which on the mask stays.
+      frequency: steps between two changes.
+      drop: share f_0 of a layer's units to drop at first, in [0, 1].
+      final_drop: share f_T at the end, likewise.
+      grow: "gradient" or "random".
+      mask: to start from; at random by default, as `pruner` allocates it.
+      key: for what is drawn at random.
+
+    Raises:
+      ValueError: a value out of its range, an unknown `grow`, missing evidence, or the granularity
+        N:M, whose groups such changes would break. On `init`: a mask that does not fit.
+    """
+    for name, value in (("drop", drop), ("final_drop", final_drop)):
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} is {value}; it must lie in [0, 1].")
+    if not 0 <= sparsity < 1:
+        raise ValueError(f"sparsity is {sparsity}; it must lie in [0, 1).")
+    if frequency < 1 or end < 1:
+        raise ValueError(
+            f"frequency is {frequency} and end is {end}; both must be at least 1 step."
+        )
+    if grow not in GROWTH:
+        raise names.unknown("grow", grow, GROWTH)
+    units = granularity.create(pruner.granularity)
+    if isinstance(units, granularity.OfEach):
+        raise ValueError(
+            f"granularity is {pruner.granularity!r}; regrowth would break its groups, take another."
+        )
+    key = jax.random.key(0) if key is None else key
+    pruner.check(Evidence(key=key, grads=()))
+    grown = dataclasses.replace(pruner, criterion=grow)
+
+    def start(params):
+        if mask is None:
+            at_random = dataclasses.replace(pruner, criterion="random")
+            removal = at_random.removal(params, sparsity)
+            return at_random.mask(params, pruner.initial(params), removal, Evidence(key=key))
+        masks.validate(params, mask)
+        kept, leaves = trees.flatten(mask), trees.flatten(params)
+        # In the pruner's shapes, for they must not change along the way.
+        for path in pruner.paths(params):
+            shape = leaves[path].shape
+            kept[path] = units.expand(units.alive(kept[path], shape), shape)
+        return trees.unflatten(params, kept)
+
+    def is_due(step):
+        return (step > 0) & (step < end) & (step % frequency == 0)
+
+    def change(step, params, grads, mask):
+        share = final_drop + (drop - final_drop) * (1 + jnp.cos(math.pi * step / end)) / 2
+        drop_key, grow_key = jax.random.split(jax.random.fold_in(key, step))
+        scores = pruner.scores(params, mask, Evidence(key=drop_key, grads=grads))
+        growth = grown.scores(params, masks.dense(params), Evidence(key=grow_key, grads=grads))
+        kept, leaves = trees.flatten(mask), trees.flatten(params)
+        for path, of_units in scores.items():
+            there = exchange(of_units.ravel(), growth[path].ravel(), share)
+            kept[path] = units.expand(there.reshape(of_units.shape), leaves[path].shape)
+        return trees.unflatten(mask, kept)
+
+    return changing(inner, start, is_due, change)
+
+
+def exchange(scores: jax.Array, growth: jax.Array, share: jax.Array | float) -> jax.Array:
+    """Which units of a layer are there after `round(share k)` of its k units were exchanged.
+
+    Args:
+      scores: `[n]`, of the units that are there, the lowest are dropped; -inf for missing ones.
+      growth: `[n]`, the highest among the missing and the dropped units are grown.
+      share: of the k units, in [0, 1].
+
+    Returns:
+      `[n]` booleans, k of them True.
+    """
+    there = scores > -jnp.inf
+    number = jnp.round(share * jnp.sum(there)).astype(jnp.int32)
+    survivors = there & selection.keep_all_but_lowest(scores, jnp.sum(~there) + number)
+    candidates = jnp.where(survivors, -jnp.inf, growth)
+    return survivors | selection.keep_all_but_lowest(candidates, scores.size - number)

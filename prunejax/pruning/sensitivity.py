@@ -1,0 +1,82 @@
+"""Densities from how much each layer suffers when it alone is pruned."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+
+
+def densities(
+    table: Mapping[str, Mapping[float, float]], sizes: Mapping[str, int], density: float
+) -> dict[str, float]:
+    """The densities at which all layers would, each pruned alone, reach the same accuracy.
+
+    Layer l has the lowest density d_l whose accuracy A_l(d_l) is at least a; the level a is the one
+    at which sum d_l n_l = d n. A_l is linear between the measured densities, and a density counts
+    for as good as the best below it, so that noise does not make a curve fall. Measured with robust
+    accuracy, the result protects the layers that robustness depends on. (Li et al. 2017
+    choose such levels by eye.)
+
+    Give it to a pruner as its `allocation`.
+
+    Args:
+      table: path -> density -> accuracy with only that layer pruned; each layer needs density 1.
+      sizes: units n_l of the layers.
+      density: share d of all units to keep, in (0, 1].
+
+    Returns:
+      path -> density in (0, 1], none below the lowest that was measured for its layer.
+
+    Raises:
+      ValueError: layers of table and sizes that differ, densities outside (0, 1] or without 1, or a
+        density below that of the lowest measured ones.
+    """
+    if table.keys() != sizes.keys():
+        raise ValueError(f"table and sizes differ in the layers {sorted(table.keys() ^ sizes)}.")
+    curves = {path: _curve(path, measured) for path, measured in table.items()}
+    total = density * sum(sizes.values())
+
+    def kept(values):
+        return sum(values[path] * n for path, n in sizes.items())
+
+    def at(level):
+        return {path: _lowest(curve, level) for path, curve in curves.items()}
+
+    lowest = {path: curve[0][0] for path, curve in curves.items()}
+    if not kept(lowest) <= total <= sum(sizes.values()):
+        raise ValueError(
+            f"density is {density}; the densities in table reach from "
+            f"{kept(lowest) / sum(sizes.values()):.4g} to 1."
+        )
+    accuracies = [a for curve in curves.values() for _, a in curve]
+    low, high = min(accuracies), max(accuracies)
+    below, above = lowest, {path: 1.0 for path in curves}
+    while low < (middle := (low + high) / 2) < high:
+        values = at(middle)
+        if kept(values) <= total:
+            low, below = middle, values
+        else:
+            high, above = middle, values
+    # Where a curve is flat its density jumps: the total lies between the two sides of the jump.
+    jump = kept(above) - kept(below)
+    share = (total - kept(below)) / jump if jump > 0 else 0.0
+    return {path: below[path] + share * (above[path] - below[path]) for path in curves}
+
+
+def _curve(path: str, measured: Mapping[float, float]) -> Sequence[tuple[float, float]]:
+    points = sorted((float(d), float(a)) for d, a in measured.items())
+    if not points or points[0][0] <= 0 or points[-1][0] != 1:
+        raise ValueError(
+            f"table has the densities {[d for d, _ in points]} for {path!r}; they must lie in "
+            "(0, 1], and 1 be among them."
+        )
+    best = float("-inf")
+    return [(d, best := max(best, a)) for d, a in points]
+
+
+def _lowest(curve: Sequence[tuple[float, float]], level: float) -> float:
+    """The lowest density at which a non-decreasing, piecewise linear curve reaches the level."""
+    if curve[0][1] >= level:
+        return curve[0][0]
+    for (d0, a0), (d1, a1) in itertools.pairwise(curve):
+        if a1 >= level:
+            return d0 + (d1 - d0) * (level - a0) / (a1 - a0)
+    return 1.0

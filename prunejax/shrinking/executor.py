@@ -1,0 +1,190 @@
+"""Runs a network without some of its channels: the same equations on smaller arrays."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core
+
+from prunejax import jaxprs
+from prunejax.shrinking.coupling import Channels, Labels
+
+
+def run(
+    program: jaxprs.Flat,
+    channels: Channels,
+    kept: np.ndarray,
+    inputs: Mapping[core.Var, Any],
+    replaced: Mapping[core.Var, core.Var] | None = None,
+) -> list[Any]:
+    """The outputs of a program whose inputs have lost channels.
+
+    Args:
+      program: the network, as it was traced with all its channels.
+      channels: what belongs together in it.
+      kept: `[channels]` booleans.
+      inputs: the smaller inputs; those that nothing needs any more may be missing.
+      replaced: variables to take another's value instead of their own: what lies between is left
+        out (a residual block's output, say, and its input).
+
+    Returns:
+      The program's outputs, without the channels that are gone; None for those that need a missing
+      input.
+    """
+    replaced = {} if replaced is None else replaced
+    values = {**program.constants, **inputs}
+    known = _known(program, values, replaced)
+    outputs = [atom if atom in known else None for atom in program.outputs]
+    runner = _Runner(channels, kept, values, replaced)
+    for eqn in _needed(program, outputs, replaced):
+        runner.step(eqn)
+    return [None if atom is None else runner.read(atom) for atom in outputs]
+
+
+def is_relu(eqn: core.JaxprEqn) -> bool:
+    """Whether an equation is max(x, 0)."""
+    return (
+        eqn.primitive.name == "max"
+        and not jaxprs.is_variable(eqn.invars[1])
+        and np.ndim(eqn.invars[1].val) == 0
+        and eqn.invars[1].val == 0
+    )
+
+
+def kept_positions(channels: Channels, kept: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """`[n]` booleans: which positions of an axis with these labels are left."""
+    return kept[channels.channel[labels]]
+
+
+def _known(program: jaxprs.Flat, values: Mapping, replaced: Mapping) -> set[core.Var]:
+    """What can be computed from the values that are there."""
+    known = set(values)
+    for eqn in program.eqns:
+        if all(replaced.get(v, v) in known for v in eqn.invars if jaxprs.is_variable(v)):
+            known.update(eqn.outvars)
+    return known
+
+
+def _needed(program: jaxprs.Flat, outputs: Sequence, replaced: Mapping) -> list[core.JaxprEqn]:
+    """The equations that the outputs depend on."""
+    wanted = {replaced.get(v, v) for v in outputs if v is not None}
+    needed = []
+    for eqn in reversed(program.eqns):
+        if wanted.intersection(eqn.outvars):
+            needed.append(eqn)
+            wanted |= {replaced.get(v, v) for v in eqn.invars if jaxprs.is_variable(v)}
+    return needed[::-1]
+
+
+class _Runner:
+    def __init__(self, channels: Channels, kept: np.ndarray, values: dict, replaced: Mapping):
+        self.channels, self.kept, self.values, self.replaced = channels, kept, values, replaced
+
+    def read(self, atom: Any) -> Any:
+        if not jaxprs.is_variable(atom):
+            return atom.val
+        return self.values[self.replaced.get(atom, atom)]
+
+    def labels(self, atom: Any) -> Labels:
+        if not jaxprs.is_variable(atom):
+            return (None,) * np.ndim(atom.val)
+        return self.channels.labels[atom]
+
+    def left(self, labels: np.ndarray) -> np.ndarray:
+        return kept_positions(self.channels, self.kept, labels)
+
+    def count(self, labels: np.ndarray | None, size: int) -> int:
+        return size if labels is None else int(self.left(labels).sum())
+
+    def shape(self, variable: core.Var) -> tuple[int, ...]:
+        """The variable's shape without the channels that are gone."""
+        return tuple(map(self.count, self.labels(variable), variable.aval.shape))
+
+    def step(self, eqn: core.JaxprEqn) -> None:
+        name = eqn.primitive.name
+        inputs = [self.read(atom) for atom in eqn.invars]
+        read = list(zip(inputs, eqn.invars, strict=True))
+        if name in jaxprs.ELEMENTWISE:
+            inputs = [self.fitted(x, a, eqn.outvars[0]) for x, a in read]
+        elif name == "concatenate":
+            inputs = [self.beside(x, a, eqn) for x, a in read]
+        if is_relu(eqn):  # whose gradient at zero the inlined maximum does not know
+            outputs = [jax.nn.relu(inputs[0])]
+        else:
+            changed = PARAMETERS[name](self, eqn) if name in PARAMETERS else {}
+            outputs = jaxprs.evaluate(eqn, inputs, **changed)
+        self.values.update(zip(eqn.outvars, outputs, strict=True))
+
+    def fitted(self, x: Any, atom: Any, out: core.Var) -> Any:
+        """An input without the positions that its partner has lost."""
+        if not jnp.ndim(x):
+            return x
+        for axis, (own, wanted) in enumerate(zip(self.labels(atom), self.labels(out), strict=True)):
+            if own is None and wanted is not None and not self.left(wanted).all():
+                x = jnp.take(x, np.flatnonzero(self.left(wanted)), axis=axis)
+        return x
+
+    def beside(self, x: Any, atom: Any, eqn: core.JaxprEqn) -> Any:
+        """Likewise along the axes that are not concatenated."""
+        along, labels = eqn.params["dimension"], self.labels(eqn.outvars[0])
+        for axis, (own, wanted) in enumerate(zip(self.labels(atom), labels, strict=True)):
+            if axis != along and own is None and wanted is not None:
+                x = jnp.take(x, np.flatnonzero(self.left(wanted)), axis=axis)
+        return x
+
+
+# -- parameters that hold sizes: (runner, equation) -> the parameters for the smaller arrays
+
+
+def _reshape(runner, eqn):
+    return {"new_sizes": runner.shape(eqn.outvars[0])}
+
+
+def _broadcast(runner, eqn):
+    return {"shape": runner.shape(eqn.outvars[0])}
+
+
+def _convolution(runner, eqn):
+    params = eqn.params
+    axis = params["dimension_numbers"].lhs_spec[1]
+    features = runner.labels(eqn.invars[0])[axis]
+    whole = eqn.invars[0].aval.shape[axis]
+    if params["feature_group_count"] != whole:
+        return {}
+    return {"feature_group_count": runner.count(features, whole)}  # depthwise
+
+
+def _slice(runner, eqn):
+    starts, limits = list(eqn.params["start_indices"]), list(eqn.params["limit_indices"])
+    for axis, labels in enumerate(runner.labels(eqn.invars[0])):
+        if labels is not None and runner.labels(eqn.outvars[0])[axis] is not None:
+            before = np.concatenate([[0], np.cumsum(runner.left(labels))])
+            starts[axis], limits[axis] = int(before[starts[axis]]), int(before[limits[axis]])
+    return {"start_indices": tuple(starts), "limit_indices": tuple(limits)}
+
+
+def _split(runner, eqn):
+    axis = eqn.params["axis"]
+    return {"sizes": tuple(runner.shape(out)[axis] for out in eqn.outvars)}
+
+
+def _pad(runner, eqn):
+    config = list(eqn.params["padding_config"])
+    for axis, labels in enumerate(runner.labels(eqn.outvars[0])):
+        low, high, interior = config[axis]
+        if labels is not None and (low or high):
+            left = runner.left(labels)
+            config[axis] = (int(left[:low].sum()), int(left[len(left) - high :].sum()), interior)
+    return {"padding_config": tuple(config)}
+
+
+PARAMETERS = {
+    "reshape": _reshape,
+    "broadcast_in_dim": _broadcast,
+    "conv_general_dilated": _convolution,
+    "slice": _slice,
+    "split": _split,
+    "pad": _pad,
+}

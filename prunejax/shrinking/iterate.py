@@ -1,0 +1,66 @@
+"""Prune a little, shrink, fine-tune, and again, until the network costs no more than it may."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from prunejax import trees
+from prunejax.classifier import Classifier
+from prunejax.shrinking.shrink import shrink
+
+MOST_ROUNDS = 100
+
+
+class Round(NamedTuple):
+    """What one round made.
+
+    Attributes:
+      number: counted from 1.
+      classifier: the smaller network, fine-tuned.
+      cost: what it costs.
+    """
+
+    number: int
+    classifier: Classifier
+    cost: float
+
+
+def iterate(
+    classifier: Classifier,
+    image_shape: tuple[int, ...],
+    *,
+    choose: Callable[[Classifier], Any],
+    finetune: Callable[[Classifier, int], Classifier],
+    cost: Callable[[Classifier], float],
+    at_most: float,
+    first_round: int = 1,
+) -> Iterator[Round]:
+    """Rounds of pruning, shrinking and fine-tuning (Jordao & Pedrini 2021; Merkle et al. 2021).
+
+    Args:
+      classifier: to start from; where a run goes on, what its last round made.
+      image_shape: of one image.
+      choose: a classifier -> the mask of what this round removes, say by `channel_mask`.
+      finetune: (the smaller classifier, number of the round) -> the trained one.
+      cost: a classifier -> its FLOPs, parameters, or seconds a batch.
+      at_most: rounds end when the cost is no more than this.
+      first_round: number of the next round.
+
+    Yields:
+      Each round when it is done; none where the classifier is cheap enough already.
+
+    Raises:
+      ValueError: a round that removes nothing, so that the target is never reached.
+    """
+    now = cost(classifier)
+    for number in range(first_round, first_round + MOST_ROUNDS):
+        if now <= at_most:
+            return
+        smaller = shrink(classifier, choose(classifier), image_shape)
+        if trees.size(smaller.params) == trees.size(classifier.params):
+            raise ValueError(
+                f"choose removes no channel in round {number}, at a cost of {now:g} with at most "
+                f"{at_most:g} wanted; remove a larger share a round."
+            )
+        classifier = finetune(smaller, number)
+        now = cost(classifier)
+        yield Round(number, classifier, now)

@@ -1,0 +1,97 @@
+"""Residual blocks with an identity shortcut: x + f(x), which can be left out as a whole."""
+
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from jax.extend import core
+
+from prunejax import jaxprs, names
+from prunejax.shrinking.structure import Structure
+
+
+class Block(NamedTuple):
+    """A residual block.
+
+    Attributes:
+      name: the module that all of its variables belong to, such as "BasicBlock_2".
+      shortcut, output: the x and the x + f(x) of the program.
+      variables: paths of what only f uses, such as "params/BasicBlock_2/Conv_0/kernel".
+    """
+
+    name: str
+    shortcut: core.Var
+    output: core.Var
+    variables: tuple[str, ...]
+
+
+def blocks(traced: Structure) -> list[Block]:
+    """The network's residual blocks with identity shortcuts, in their order.
+
+    A sum of two activations, one of which is made from the other by at least one layer.
+    Blocks whose shortcut is a layer too (they change the shape) are none of these.
+    """
+    program = traced.program
+    maker = {out: eqn for eqn in program.eqns for out in eqn.outvars}
+    paths = {variable: path for path, variable in traced.variables.items()}
+    reads_image = _after(program, traced.images)
+    found = []
+    for eqn in program.eqns:
+        if eqn.primitive.name not in ("add", "add_any"):
+            continue
+        if not all(jaxprs.is_variable(a) and a in reads_image for a in eqn.invars):
+            continue
+        for shortcut, branch in (eqn.invars, eqn.invars[::-1]):
+            between = _between(shortcut, branch, maker, traced.images)
+            read_here, read_elsewhere = (
+                {a for e in eqns for a in filter(jaxprs.is_variable, e.invars)}
+                for eqns in (between, [e for e in program.eqns if e not in between])
+            )
+            own = [v for v in paths if v in read_here - read_elsewhere]
+            if any(variable.aval.ndim >= 2 for variable in own):
+                variables = tuple(paths[variable] for variable in own)
+                name = _common([path.partition("/")[2] for path in variables])
+                found.append(Block(name, shortcut, eqn.outvars[0], variables))
+    return found
+
+
+def chosen(traced: Structure, wanted: Sequence[str]) -> list[Block]:
+    """The blocks of these names.
+
+    Raises:
+      ValueError: a name that no block has.
+    """
+    if not wanted:
+        return []
+    known = {block.name: block for block in blocks(traced)}
+    return [names.lookup("residual block", name, known) for name in wanted]
+
+
+def _after(program: jaxprs.Flat, start: core.Var) -> set[core.Var]:
+    """What depends on a variable."""
+    depends = {start}
+    for eqn in program.eqns:
+        if depends.intersection(filter(jaxprs.is_variable, eqn.invars)):
+            depends.update(eqn.outvars)
+    return depends
+
+
+def _between(start, end, maker, images) -> list[core.JaxprEqn]:
+    """All equations that make `end` out of `start`; none if it is not made of `start` alone."""
+    seen, todo, eqns = set(), [end], []
+    while todo:
+        variable = todo.pop()
+        if variable is images:
+            return []
+        if variable in seen or variable is start or variable not in maker:
+            seen.add(variable)
+            continue
+        eqn = maker[variable]
+        seen.update(eqn.outvars)
+        eqns.append(eqn)
+        todo += filter(jaxprs.is_variable, eqn.invars)
+    return eqns if start in seen else []
+
+
+def _common(paths: Sequence[str]) -> str:
+    return os.path.commonpath(paths) or "/".join(paths[:1])

@@ -1,0 +1,223 @@
+"""From a mask of filters or channels to a network that is smaller."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prunejax import masks, trees
+from prunejax.classifier import Classifier, Network
+from prunejax.shrinking import residual, shrunk, structure
+from prunejax.shrinking.structure import Structure
+
+# Outputs of the masked and the smaller network may differ by so much of the largest output.
+TOLERANCE = 1e-4
+
+
+def shrink(
+    classifier: Classifier,
+    mask: Any,
+    image_shape: tuple[int, ...],
+    *,
+    multiple: int = 1,
+    check: bool = True,
+) -> Classifier:
+    """The same network without the channels that the mask removes: smaller arrays, less work.
+
+    A channel is removed where the mask removes every filter that makes it (where branches are
+    added, those of all branches), or every weight that reads it. It goes with its bias, its
+    normalisation and the inputs of the layers behind; `carried(classifier, mask, image_shape)` is
+    the mask of all that, and the smaller network computes exactly what that masked network does.
+    Weights that the mask removes singly stay as zeros.
+
+    Args:
+      classifier: the network, its variables with the entry "params".
+      mask: of the parameters; whole filters or channels of it are removed.
+      image_shape: of one image.
+      multiple: counts of channels are rounded up to a multiple of this, or left whole, by keeping
+        some of those that are zero.
+      check: compare the outputs of both networks on random images.
+
+    Returns:
+      A classifier: of the same module class where that takes any widths (`resized`), else one that
+      runs the network's own equations on the smaller arrays.
+
+    Raises:
+      ValueError: a mask of another structure, a filter that cannot be removed or that is its
+        layer's last, a multiple below 1.
+    """
+    traced = structure.of(classifier.apply_fn, classifier.variables, image_shape)
+    if multiple < 1:
+        raise ValueError(f"multiple is {multiple}; at least 1 is needed.")
+    kept = kept_channels(traced, classifier.params, mask)
+    carried = structure.carry(traced, kept, classifier.variables)["params"]
+    masked = classifier.with_params(masks.apply(classifier.params, masks.intersect(mask, carried)))
+    for group in groups(traced):
+        kept[_to_bring_back(group, kept[group], multiple)] = True
+    variables = structure.without(traced, kept, masked.variables)
+    small = Classifier(variables, _smaller(classifier, variables, traced, kept))
+    if check:
+        _compare(masked, small, image_shape)
+    return small
+
+
+def carried(classifier: Classifier, mask: Any, image_shape: tuple[int, ...]) -> Any:
+    """The mask, and with each channel that it removes all that `shrink` takes away with it.
+
+    Args and errors as in `shrink`.
+    """
+    traced = structure.of(classifier.apply_fn, classifier.variables, image_shape)
+    kept = kept_channels(traced, classifier.params, mask)
+    whole = structure.carry(traced, kept, classifier.variables)["params"]
+    return masks.intersect(mask, whole)
+
+
+def kept_channels(traced: Structure, params: Any, mask: Any) -> np.ndarray:
+    """`[channels]` booleans: those that a mask of the parameters leaves.
+
+    Args and errors as in `shrink`.
+    """
+    masks.validate(params, mask)
+    alive, wanted_gone = np.ones(len(traced.channels.channel), bool), {}
+    for path, leaf in trees.flatten(mask).items():
+        labels = traced.channels.labels[traced.variables[f"params/{path}"]]
+        for axis, (own, left) in enumerate(
+            zip(labels, _left_along(leaf, len(labels)), strict=True)
+        ):
+            if left.size == own.size:
+                alive[own] = left
+                if np.size(leaf) == left.size:  # the mask removes whole slices along this axis
+                    wanted_gone[path, axis] = own[~left]
+    kept = ~_gone(traced, alive)
+    for (path, axis), labels in wanted_gone.items():
+        _refuse_fixed(traced, path, axis, labels)
+    for group in groups(traced):
+        if not kept[group].any():
+            path = makers(traced, group)[0]
+            raise ValueError(
+                f"mask removes all {len(group)} channels that {path!r} makes; keep at least one "
+                "(the collapse guard of pruning does)."
+            )
+    return kept
+
+
+def groups(traced: Structure) -> list[np.ndarray]:
+    """The removable channels in groups: of one layer, or of layers whose outputs are added."""
+    removable = traced.removable()
+    found: dict[int, np.ndarray] = {}
+    for path in traced.variables:
+        for own, channels in zip(
+            traced.channels.labels[traced.variables[path]], traced.along(path), strict=True
+        ):
+            members = np.unique(channels[traced.channels.made[own] & removable[channels]])
+            if len(members):
+                joined = [group for group in found.values() if np.isin(group, members).any()]
+                members = np.unique(np.concatenate([members, *joined]))
+                found |= {int(channel): members for channel in members}
+    unique = {id(group): group for group in found.values()}
+    return list(unique.values())
+
+
+def _gone(traced: Structure, alive: np.ndarray) -> np.ndarray:
+    """`[channels]`: which are removed, given which positions `[labels]` are left."""
+
+    def all_of(role):
+        of = traced.channels.channel[role]
+        there = np.bincount(of, minlength=traced.number)
+        left = np.bincount(traced.channels.channel[role & alive], minlength=traced.number)
+        return (there > 0) & (left == 0)
+
+    gone = all_of(traced.channels.made) | all_of(traced.channels.read)
+    return gone & traced.removable()
+
+
+def _left_along(leaf: Any, ndim: int) -> list[np.ndarray]:
+    """For each axis `[n]`, or `[1]` where the mask does not tell: what is left at each position."""
+    leaf = np.asarray(leaf).reshape(np.shape(leaf) or (1,) * ndim)
+    return [leaf.any(axis=tuple(a for a in range(ndim) if a != axis)) for axis in range(ndim)]
+
+
+def _refuse_fixed(traced: Structure, path: str, axis: int, labels: np.ndarray) -> None:
+    for channel in traced.channels.channel[labels]:
+        if int(channel) in traced.channels.fixed:
+            raise ValueError(
+                f"mask removes positions of axis {axis} of {path!r}, which cannot be removed: "
+                f"{traced.channels.fixed[int(channel)]}. Exclude this path from pruning."
+            )
+
+
+def _to_bring_back(group: np.ndarray, kept: np.ndarray, multiple: int) -> np.ndarray:
+    """Some of the group's removed channels, so that a multiple is left; the first ones."""
+    wanted = min(-(-int(kept.sum()) // multiple) * multiple, len(group))
+    return group[~kept][: wanted - int(kept.sum())]
+
+
+def makers(traced: Structure, group: np.ndarray) -> list[str]:
+    """Paths of the weights that make these channels."""
+    return [
+        path.removeprefix("params/")
+        for path, variable in traced.variables.items()
+        for own, channels in zip(traced.channels.labels[variable], traced.along(path), strict=True)
+        if (traced.channels.made[own] & np.isin(channels, group)).any()
+    ]
+
+
+def _smaller(classifier: Classifier, variables: Any, traced: Structure, kept: np.ndarray):
+    """The module with fewer channels where it can be had, else the equations."""
+    network = classifier.apply_fn
+    if isinstance(network, Network) and hasattr(network.module, "resized"):
+        shapes = {path: leaf.shape for path, leaf in trees.flatten(variables["params"]).items()}
+        resized = dataclasses.replace(network, module=network.module.resized(shapes))
+        if _fits(resized, variables, traced.images.aval):
+            return resized
+    whole = shrunk.whole(network, classifier.variables)
+    return shrunk.without_channels(whole, traced, kept)
+
+
+def _fits(network: Network, variables: Any, images: Any) -> bool:
+    wanted = jax.eval_shape(lambda key: network.init(key, images.shape[1:]), jax.random.key(0))
+    shapes = [
+        {path: leaf.shape for path, leaf in trees.flatten(tree).items()}
+        for tree in (wanted, variables)
+    ]
+    return shapes[0] == shapes[1]
+
+
+def _compare(masked: Classifier, small: Classifier, image_shape: tuple[int, ...]) -> None:
+    images = jax.random.uniform(jax.random.key(0), (2, *image_shape))
+    run = jax.jit(lambda classifier, images: classifier(images))
+    with jax.default_matmul_precision("highest"):
+        expected, found = run(masked, images), run(small, images)
+    error = float(jnp.max(jnp.abs(expected - found)))
+    if not error <= TOLERANCE * max(float(jnp.max(jnp.abs(expected))), 1.0):
+        raise ValueError(
+            f"classifier without the masked channels differs by {error:.2g} from the masked one: "
+            "it does something to its channels that was not understood. Exclude the layers in "
+            "doubt from pruning."
+        )
+
+
+def remove_blocks(
+    classifier: Classifier, names: Sequence[str], image_shape: tuple[int, ...]
+) -> Classifier:
+    """The network without some of its residual blocks: x + f(x) becomes x.
+
+    Computes what the network does when all parameters of those blocks are zero, which is nothing
+    where f ends in a linear layer or a normalisation.
+
+    Args:
+      classifier: the network.
+      names: of blocks with an identity shortcut, as `residual.blocks` lists them.
+      image_shape: of one image.
+
+    Raises:
+      ValueError: a name that no such block has.
+    """
+    traced = structure.of(classifier.apply_fn, classifier.variables, image_shape)
+    gone = {path for block in residual.chosen(traced, names) for path in block.variables}
+    network = shrunk.whole(classifier.apply_fn, classifier.variables)
+    network = dataclasses.replace(network, blocks=(*network.blocks, *names))
+    return Classifier(trees.drop(classifier.variables, gone), network)

@@ -1,0 +1,115 @@
+"""A network's variables and the channels that they share."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core
+
+from prunejax import jaxprs, trees
+from prunejax.shrinking import coupling
+
+Variables = Any
+Shapes = Any
+
+
+class Structure(NamedTuple):
+    """A network as it was traced, and its channels.
+
+    Attributes:
+      program: its equations.
+      variables: the program's inputs by their path, such as "params/Conv_0/kernel".
+      images: the program's last input.
+      channels: what belongs together.
+    """
+
+    program: jaxprs.Flat
+    variables: Mapping[str, core.Var]
+    images: core.Var
+    channels: coupling.Channels
+
+    @property
+    def number(self) -> int:
+        """How many channels there are, those included that cannot be removed."""
+        return int(self.channels.channel.max(initial=-1)) + 1
+
+    def along(self, path: str) -> tuple[np.ndarray, ...]:
+        """For each axis of a variable `[n]` its channels."""
+        return tuple(
+            self.channels.channel[labels] for labels in self.channels.labels[self.variables[path]]
+        )
+
+    def removable(self) -> np.ndarray:
+        """`[channels]` booleans: those that a layer makes and nothing keeps."""
+        made = np.zeros(self.number, bool)
+        made[self.channels.channel[self.channels.made]] = True
+        made[list(self.channels.fixed)] = False
+        return made
+
+
+def trace(
+    function: Callable[..., Any], variables: Variables, images: jax.ShapeDtypeStruct
+) -> Structure:
+    """The structure of `function(variables, images)`, whose first result are the logits.
+
+    Args:
+      function: a network, `Network.__call__` or `Network.train`.
+      variables: its variables, or their shapes.
+      images: shape and dtype of a batch.
+    """
+    shapes = shapes_of(variables)
+    program = jaxprs.flat(function, shapes, images)
+    *inputs, last = program.inputs
+    by_path = dict(zip(trees.flatten(shapes), inputs, strict=True))
+    return Structure(program, by_path, last, coupling.channels(program, inputs))
+
+
+def of(apply_fn: Callable[..., Any], variables: Variables, image_shape: tuple[int, ...]):
+    """The structure of a network on images `[H, W, C]` or vectors `[d]`.
+
+    Example:
+      structure = shrinking.structure.of(classifier.apply_fn, classifier.variables, (32, 32, 3))
+    """
+    return trace(apply_fn, variables, jax.ShapeDtypeStruct((2, *image_shape), jnp.float32))
+
+
+def shapes_of(variables: Variables) -> Shapes:
+    """The same tree of shapes and dtypes."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), variables)
+
+
+def carry(structure: Structure, kept: np.ndarray, variables: Variables) -> Variables:
+    """A mask of all variables that removes whole channels wherever they occur.
+
+    Args:
+      structure: of the network.
+      kept: `[channels]` booleans.
+      variables: the network's, for their structure.
+
+    Returns:
+      Booleans that broadcast against the variables: a channel is gone from the filter that makes
+      it, its bias, its normalisation and the weights that read it.
+    """
+
+    def leaf(path, _):
+        axes = [kept[channels] for channels in structure.along(path)]
+        whole = [axis.reshape([-1 if j == i else 1 for j in range(len(axes))])
+                 for i, axis in enumerate(axes) if not axis.all()]  # fmt: skip
+        return jnp.asarray(functools.reduce(np.logical_and, whole, np.True_))
+
+    return trees.map_with_path(leaf, variables)
+
+
+def without(structure: Structure, kept: np.ndarray, variables: Variables) -> Variables:
+    """The variables without the channels that are not kept: smaller arrays, the same tree."""
+
+    def leaf(path, value):
+        for axis, channels in enumerate(structure.along(path)):
+            if not kept[channels].all():
+                value = jnp.take(value, np.flatnonzero(kept[channels]), axis=axis)
+        return value
+
+    return trees.map_with_path(leaf, variables)

@@ -1,0 +1,92 @@
+"""Costs are counted exactly, and as the compiler counts them."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from prunejax import masks, models, pruning, trees
+from prunejax.classifier import Classifier, Network
+from prunejax.evaluation import efficiency
+
+
+def classifier_of(module, shape):
+    network = Network(module)
+    return Classifier(network.init(jax.random.key(0), shape), network)
+
+
+class Valid(nn.Module):
+    """Products only, and no padding, so that the compiler counts the same."""
+
+    @nn.compact
+    def __call__(self, x):
+        conv = functools.partial(nn.Conv, padding="VALID", use_bias=False)
+        x = conv(6, (3, 3))(x)
+        x = conv(6, (3, 3), feature_group_count=6)(x)
+        x = conv(8, (2, 2), strides=2)(x)
+        return nn.Dense(5, use_bias=False)(x.reshape(len(x), -1))
+
+
+def test_flops_are_those_of_the_formula_and_of_the_compiler():
+    classifier = classifier_of(Valid(), (9, 9, 3))
+    layers = {layer.path: layer for layer in efficiency.count(classifier, (9, 9, 3))}
+    # positions x kernel x inputs of a group x outputs, a multiplication and an addition each
+    assert layers["Conv_0/kernel"].flops == 2 * 7 * 7 * 9 * 3 * 6
+    assert layers["Conv_1/kernel"].flops == 2 * 5 * 5 * 9 * 1 * 6
+    assert layers["Conv_2/kernel"].flops == 2 * 2 * 2 * 4 * 6 * 8
+    assert layers["Dense_0/kernel"].flops == 2 * 32 * 5
+    total = sum(layer.flops for layer in layers.values())
+
+    run = jax.jit(classifier.apply_fn.module.apply)  # without the images' normalisation
+    lowered = run.lower(classifier.variables, jnp.ones((1, 9, 9, 3)))
+    assert lowered.cost_analysis()["flops"] == total
+
+
+def test_a_mask_saves_effective_work_only():
+    classifier = classifier_of(
+        models.create("lenet5", num_classes=10, widths=(4, 6, 10)), (12, 12, 1)
+    )
+    mask = pruning.prune(classifier.params, 0.75, pruning.Pruner(exclude=("Conv_0/kernel",)))
+    whole = efficiency.efficiency(classifier, (12, 12, 1), batch_size=2, repeats=1)
+    pruned = efficiency.efficiency(classifier, (12, 12, 1), mask, batch_size=2, repeats=1)
+
+    assert pruned.flops == whole.flops == whole.effective_flops
+    kept = masks.kept(classifier.params, mask)
+    positions = {
+        "Conv_0/kernel": 144,
+        "Conv_1/kernel": 36,
+        "Dense_0/kernel": 1,
+        "Dense_1/kernel": 1,
+    }
+    assert pruned.effective_flops == sum(2 * n * kept[path] for path, n in positions.items())
+    weights = [path for path in kept if path.endswith("kernel")]
+    sizes = {path: np.size(leaf) for path, leaf in trees.flatten(classifier.params).items()}
+    assert pruned.density == sum(kept[p] for p in weights) / sum(sizes[p] for p in weights)
+    covered = [path for path in weights if path != "Conv_0/kernel"]
+    assert pruned.nominal_density == sum(kept[p] for p in covered) / sum(sizes[p] for p in covered)
+    assert pruned.nonzero == sum(kept[p] for p in weights)  # biases begin at zero
+    assert pruned.parameters == whole.parameters == sum(sizes.values())
+    assert pruned.bytes_on_disk < 0.5 * whole.bytes_on_disk
+    assert pruned.throughput == 2 / pruned.latency
+
+
+def test_a_weight_that_is_used_twice_costs_twice():
+    class Twice(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            layer = nn.Dense(4)
+            return layer(nn.relu(layer(x)))
+
+    (layer,) = efficiency.count(classifier_of(Twice(), (4,)), (4,))
+    assert layer.flops == 2 * 2 * 16
+
+
+def test_bad_arguments_are_refused():
+    classifier = classifier_of(models.create("mlp", num_classes=3, widths=(4,)), (5,))
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        efficiency.efficiency(classifier, (5,), batch_size=0)
+    with pytest.raises(ValueError, match="different leaves"):
+        efficiency.efficiency(classifier, (5,), {"Dense_0": jnp.array(True)})

@@ -1,0 +1,131 @@
+"""Exact counts, laws of the units and nesting, for every granularity with every allocation."""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prunejax import masks
+from prunejax.pruning import ALLOCATIONS, GRANULARITIES, Pruner, prune
+
+SHAPES = {"Conv_0": (3, 3, 4, 8), "Conv_1": (1, 1, 8, 4), "Dense_0": (8, 12), "Dense_1": (12, 4)}
+TABLE = {"Conv_0": 0.3, "Conv_*": 0.9, "*": 0.05}
+ALL = [*GRANULARITIES, "2:4", "block4x2"]
+# The axes that a unit spans; blocks and N:M below.
+AXES = {"kernel": (0, 1), "filter": (0, 1, 2), "channel": (0, 1, 3), "row": (1,), "column": (0,)}
+
+
+def network(seed):
+    """Weights with many ties."""
+    rng = np.random.default_rng(seed)
+    params = {path: rng.normal(size=shape).round(1) for path, shape in SHAPES.items()}
+    params["bias"] = rng.normal(size=4)
+    return {path: jnp.asarray(leaf, jnp.float32) for path, leaf in params.items()}
+
+
+NETWORKS = [network(seed) for seed in range(3)]
+
+
+def units(mask, path, granularity):
+    """The mask's units as a flat array, checked to be whole; None where the layer has none."""
+    shape = SHAPES[path]
+    full = np.broadcast_to(np.asarray(mask[path]), shape)
+    if granularity in AXES:
+        if (len(shape) == 2) != (granularity in ("row", "column")):
+            return None
+        low, high = (f(full, axis=AXES[granularity]) for f in (np.min, np.max))
+        np.testing.assert_array_equal(low, high)
+        return low.ravel()
+    if granularity.startswith("block"):
+        rows, columns = map(int, granularity.removeprefix("block").split("x"))
+        tiles = full.reshape(*shape[:-2], shape[-2] // rows, rows, shape[-1] // columns, columns)
+        np.testing.assert_array_equal(tiles.min((-3, -1)), tiles.max((-3, -1)))
+        return tiles.min((-3, -1)).ravel()
+    return full.ravel()
+
+
+def expected_total(granularity, allocation, guard, sparsity, sizes):
+    total = round(sparsity * sum(sizes))
+    if allocation == "uniform":
+        total = sum(round(sparsity * n) for n in sizes)
+    return min(total, sum(sizes) - len(sizes)) if guard else total
+
+
+@pytest.mark.parametrize("granularity", ALL)
+@settings(deadline=None, max_examples=10)
+@given(
+    allocation=st.sampled_from([*ALLOCATIONS, "table"]),
+    guard=st.booleans(),
+    shares=st.lists(st.floats(0, 1, exclude_max=True), min_size=3, max_size=3),
+)
+def test_counts_are_exact_and_masks_nested(granularity, allocation, guard, shares):
+    is_ranked = ":" in granularity
+    if is_ranked:
+        allocation = "uniform" if allocation in ("erk", "igq", "table") else allocation
+        keep, group = map(int, granularity.split(":"))
+        shares = [1 - keep / group]
+    chosen = TABLE if allocation == "table" else allocation
+    pruner = Pruner(granularity=granularity, allocation=chosen, guard=guard)
+    mask = pruner.initial(NETWORKS[0])
+    whole = {path: units(mask, path, granularity) for path in SHAPES}
+    sizes = [len(u) for u in whole.values() if u is not None]
+    paths = [path for path, u in whole.items() if u is not None]
+    assert pruner.paths(NETWORKS[0]) == tuple(paths)
+    if allocation == "table":
+        densities = {"Conv_0": 0.3, "Conv_1": 0.9, "Dense_0": 0.05, "Dense_1": 0.05}
+        most = sum((1 - densities[p]) * n for p, n in zip(paths, sizes, strict=True)) / sum(sizes)
+        shares = [share * most for share in shares]
+        used = {pattern: TABLE[pattern] for pattern in TABLE if pattern != "*"}
+        if not {"Conv_0", "Conv_1"} <= {*paths}:
+            used = {}
+        if {*paths} - {"Conv_0", "Conv_1"}:
+            used["*"] = TABLE["*"]
+        pruner = Pruner(granularity=granularity, allocation=used, guard=guard)
+
+    for params, sparsity in zip(NETWORKS, sorted(shares), strict=False):
+        later = prune(params, sparsity, pruner, current=mask)
+        masks.validate(params, later)
+        gone = [~units(later, path, granularity) for path in paths]
+        total = expected_total(granularity, allocation, guard, sparsity, sizes)
+        assert sum(int(g.sum()) for g in gone) == total
+        if allocation == "uniform" and not guard:
+            assert [int(g.sum()) for g in gone] == [round(sparsity * n) for n in sizes]
+        if guard:
+            assert all(not np.all(g) for g in gone)
+        for path in params:
+            assert not np.any(np.asarray(later[path]) & ~np.asarray(mask[path]))
+            assert path in paths or np.asarray(later[path]).shape == ()
+        if is_ranked:
+            for path in paths:
+                groups = np.asarray(later[path]).reshape(
+                    *SHAPES[path][:-2], -1, group, SHAPES[path][-1]
+                )
+                np.testing.assert_array_equal(groups.sum(-2), keep)
+        mask = later
+
+
+@pytest.mark.parametrize("allocation", ALLOCATIONS)
+def test_the_guard_decides_whether_a_layer_collapses(allocation):
+    # The first layer is a thousand times smaller in every way.
+    params = {"a": jnp.full((2, 2), 1e-3), "b": jnp.arange(1.0, 1001).reshape(10, 100)}
+    kept = {}
+    for guard in (True, False):
+        mask = prune(params, 0.999, Pruner(allocation=allocation, guard=guard))
+        kept[guard] = [int(np.sum(mask[path])) for path in params]
+    number = 1004 - round(0.999 * 1004)
+    assert min(kept[True]) >= 1
+    assert sum(kept[True]) == max(2, number)
+    if allocation in ("uniform", "global"):
+        assert kept[False] == [0, 1]
+    assert sum(kept[False]) == number
+
+
+def test_the_guard_keeps_the_best_unit():
+    params = {"a": jnp.array([[0.1, 0.3, 0.3, 0.2]]), "b": jnp.array([[5.0, 6.0, 7.0, 8.0]])}
+    mask = prune(params, 0.5, Pruner(allocation="global"))
+    np.testing.assert_array_equal(mask["a"], [[False, False, True, False]])  # the last of equals
+    np.testing.assert_array_equal(mask["b"], [[False, True, True, True]])
+    assert math.prod(mask["a"].shape) == 4

@@ -1,0 +1,193 @@
+"""Criteria of the weights alone, against values by hand, brute force and invariances."""
+
+import itertools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from prunejax import masks, pruning, trees
+from prunejax.pruning import CRITERIA, Criterion, Evidence, Pruner, prune
+
+rng = np.random.default_rng(0)
+CONV = jnp.asarray(rng.normal(size=(3, 2, 4, 5)), jnp.float32)
+DENSE = jnp.asarray(rng.normal(size=(6, 7)), jnp.float32)
+
+
+def score(name, leaf, evidence=None):
+    return np.asarray(CRITERIA[name]({"w": leaf}, evidence)["w"])
+
+
+def test_by_hand():
+    w = jnp.array([[1.0, -2.0], [0.0, 3.0]])
+    np.testing.assert_array_equal(score("magnitude", w), [[1, 2], [0, 3]])
+    np.testing.assert_array_equal(score("squared", w), [[1, 4], [0, 9]])
+    # 9 / 9, 4 / (9 + 4), 1 / (9 + 4 + 1), 0
+    np.testing.assert_allclose(score("lamp", w), [[1 / 14, 4 / 13], [0, 1]], rtol=1e-6)
+
+
+def test_scores_have_the_structure_of_the_parameters():
+    params = {"Conv_0": {"kernel": CONV, "bias": jnp.ones(5)}, "Dense_0": {"kernel": DENSE}}
+    params["BatchNorm_0"] = {"scale": jnp.ones(5)}
+    for name in ("magnitude", "squared", "random", "lamp", "geometric_median", "norm_scale"):
+        scores = pruning.scores(params, name)
+        assert jax.tree.structure(scores) == jax.tree.structure(params)
+        for path in ("Conv_0/kernel", "Dense_0/kernel"):
+            assert masks.fits(trees.flatten(scores)[path], trees.flatten(params)[path])
+
+
+# -- LAMP ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("leaf", [CONV, CONV.round(1), DENSE * 1e-25], ids=["any", "ties", "tiny"])
+def test_lamp_is_the_share_of_all_that_is_as_large(leaf):
+    squares = np.square(np.asarray(leaf, np.float64))
+    expected = [w / squares[squares >= w].sum() for w in squares.ravel()]
+    np.testing.assert_allclose(score("lamp", leaf).ravel(), expected, rtol=1e-5)
+
+
+def test_lamp_ranks_as_the_magnitude_within_a_layer_and_knows_no_scale():
+    order = np.argsort(score("lamp", CONV).ravel())
+    np.testing.assert_array_equal(order, np.argsort(np.abs(np.asarray(CONV)).ravel()))
+    np.testing.assert_allclose(score("lamp", 64 * CONV), score("lamp", CONV), rtol=1e-6)
+    np.testing.assert_array_equal(score("lamp", jnp.zeros((2, 2))), 0)
+
+
+def test_global_lamp_keeps_the_largest_weight_of_each_layer_without_a_guard():
+    params = {"a": 1e-3 * CONV, "b": DENSE}
+    left = prune(params, 1 - 2 / 162, Pruner("lamp", allocation="global", guard=False))
+    for path, leaf in params.items():
+        expected = np.abs(leaf) == np.abs(leaf).max()
+        np.testing.assert_array_equal(left[path], expected)
+    collapsed = prune(params, 0.9, Pruner(allocation="global", guard=False))
+    assert not np.any(collapsed["a"])
+
+
+# -- geometric median ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("leaf", [CONV, DENSE], ids=["conv", "dense"])
+def test_geometric_median_is_the_sum_of_distances(leaf):
+    filters = np.asarray(leaf, np.float64).reshape(-1, leaf.shape[-1]).T
+    expected = [sum(np.linalg.norm(f - other) for other in filters) for f in filters]
+    found = score("geometric_median", leaf)
+    assert found.shape == (*[1] * (leaf.ndim - 1), leaf.shape[-1])
+    np.testing.assert_allclose(found.ravel(), expected, rtol=1e-5)
+
+
+def test_geometric_median_moves_with_the_filters():
+    base = score("geometric_median", CONV)
+    shifted = CONV + jnp.asarray(rng.normal(size=(3, 2, 4, 1)), jnp.float32)
+    np.testing.assert_allclose(score("geometric_median", shifted), base, rtol=1e-5)
+    order = np.array([3, 1, 4, 0, 2])
+    permuted = score("geometric_median", CONV[..., order])
+    np.testing.assert_allclose(permuted, base[..., order], rtol=1e-5)
+
+
+def test_the_filter_in_the_middle_goes_although_it_is_the_largest():
+    params = {"w": jnp.array([[[10.0, 12.0, 14.0]]])}
+    mask = prune(params, 1 / 3, Pruner("geometric_median", "filter"))
+    np.testing.assert_array_equal(mask["w"].ravel(), [True, False, True])
+
+
+# -- scale of the normalisation --------------------------------------------------------------------
+
+BLOCKS = {
+    "Conv_0": {"kernel": jnp.ones((3, 3, 1, 2))},
+    "BatchNorm_0": {"scale": jnp.array([-3.0, 1.0])},
+    "Block_1": {
+        "Conv_1": {"kernel": jnp.ones((1, 1, 2, 3))},
+        "BatchNorm_1": {"scale": jnp.array([0.5, -0.1, 2.0])},
+        "shortcut": {"kernel": jnp.ones((1, 1, 2, 3))},
+        "shortcut_norm": {"scale": jnp.array([4.0, 5.0, -6.0])},
+    },
+    "Dense_0": {"kernel": jnp.ones((3, 2))},
+}
+GIVEN = {"Block_1/shortcut/kernel": "Block_1/shortcut_norm/scale"}
+
+
+def test_scales_are_found_by_name_or_by_mapping():
+    found = trees.flatten(CRITERIA["norm_scale"](BLOCKS, Evidence(norms=GIVEN)))
+    np.testing.assert_array_equal(found["Conv_0/kernel"].ravel(), [3, 1])
+    np.testing.assert_allclose(found["Block_1/Conv_1/kernel"], [[[[0.5, 0.1, 2.0]]]])
+    np.testing.assert_array_equal(found["Block_1/shortcut/kernel"].ravel(), [4, 5, 6])
+    pruner = Pruner("norm_scale", "filter", "global")
+    mask = trees.flatten(prune(BLOCKS, 0.5, pruner, evidence=Evidence(norms=GIVEN)))
+    np.testing.assert_array_equal(mask["Conv_0/kernel"].ravel(), [True, False])
+    np.testing.assert_array_equal(mask["Block_1/Conv_1/kernel"].ravel(), [False, False, True])
+    # Under the granularity of weights a scale counts for each weight before it.
+    mask = prune(BLOCKS, 0.5, Pruner("norm_scale", include=["Conv_0/*"]))
+    np.testing.assert_array_equal(mask["Conv_0"]["kernel"].sum((0, 1, 2)), [9, 0])
+
+
+@pytest.mark.parametrize(
+    ("pruner", "norms", "message"),
+    [
+        (Pruner("norm_scale", "filter"), None, "follows 'Block_1/shortcut/kernel'; exclude it"),
+        (Pruner("norm_scale", include=["Dense_0/*"]), None, "follows 'Dense_0/kernel'"),
+        (Pruner("norm_scale", "filter"), {"Conv_0/kernel": "Conv_0/scale"}, "'Conv_0/scale'"),
+        (
+            Pruner("norm_scale", "filter", include=["Conv_0/*"]),
+            {"Conv_0/kernel": "Block_1/BatchNorm_1/scale"},
+            r"has shape \(3,\), but 'Conv_0/kernel' has 2 outputs",
+        ),
+    ],
+)
+def test_weights_without_a_scale_are_named(pruner, norms, message):
+    with pytest.raises(ValueError, match=message):
+        prune(BLOCKS, 0.5, pruner, evidence=Evidence(norms=norms))
+
+
+# -- evidence --------------------------------------------------------------------------------------
+
+
+def never(*args):
+    raise AssertionError("computed before the evidence was complete")
+
+
+@pytest.mark.parametrize(
+    ("name", "evidence", "missing"),
+    [
+        *((n, Evidence(), "loss and batches") for n in ("snip", "taylor", "gradient")),
+        *((n, Evidence(), "loss and batches") for n in ("grasp", "fisher")),
+        *((n, Evidence(loss=never), "batches") for n in ("snip", "grasp", "fisher")),
+        ("fisher", Evidence(grads={}), "loss and batches"),
+        ("synflow", Evidence(), "network and input_shape"),
+        ("synflow", Evidence(network=never), "input_shape"),
+        ("learned", Evidence(), "scores"),
+        ("random", Evidence(), "key"),
+    ],
+)
+def test_missing_evidence_is_named_before_anything_is_computed(name, evidence, missing):
+    listed = ", ".join(f"{field}=..." for field in missing.split(" and "))
+    message = f"criterion '{name}' needs {missing}; pass evidence=Evidence({listed})."
+    with pytest.raises(ValueError, match=re.escape(message)):
+        CRITERIA[name]({"w": DENSE}, evidence)
+    if name != "random":  # `prune` brings a key
+        with pytest.raises(ValueError, match=re.escape(message)):
+            prune({"w": DENSE}, 0.5, Pruner(name), evidence=evidence)
+
+
+def test_own_criteria_take_part():
+    largest_goes = Criterion("minus", lambda params, evidence: jax.tree.map(jnp.negative, params))
+    mask = prune({"w": jnp.array([[1.0, 5.0, 3.0]])}, 1 / 3, Pruner(largest_goes))
+    np.testing.assert_array_equal(mask["w"], [[True, False, True]])
+
+
+def test_masked_weights_count_for_nothing():
+    # Alone the second kernel's mean is higher; of what an earlier mask left, the first one's.
+    params = {"w": jnp.array([[[1.0], [3.0]], [[1.0], [0.1]]])}
+    current = {"w": jnp.array([[[True], [False]], [[True], [True]]])}
+    fresh = prune(params, 0.5, Pruner(granularity="kernel"))
+    later = prune(params, 0.5, Pruner(granularity="kernel"), current=current)
+    np.testing.assert_array_equal(fresh["w"].ravel(), [False, True])
+    np.testing.assert_array_equal(later["w"], [[[True], [False]], [[True], [False]]])
+
+
+def test_names_are_those_of_the_registry():
+    assert all(name == criterion.name for name, criterion in CRITERIA.items())
+    assert len({id(c.score) for c in CRITERIA.values()}) == len(CRITERIA)
+    for first, second in itertools.combinations(CRITERIA.values(), 2):
+        assert first != second

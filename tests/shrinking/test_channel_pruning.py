@@ -1,0 +1,173 @@
+"""Channels are chosen together with what they are coupled to, and in exact numbers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from prunejax import masks, models, shrinking, trees
+from prunejax.classifier import Classifier, Network
+from prunejax.pruning import Pruner
+from prunejax.pruning.evidence import Criterion
+
+SHAPE = (8, 8, 3)
+
+
+@pytest.fixture(scope="module")
+def resnet():
+    network = Network(models.create("resnet8", num_classes=5, width=8))
+    classifier = Classifier(network.init(jax.random.key(0), SHAPE), network)
+    return classifier, shrinking.of(network, classifier.variables, SHAPE)
+
+
+def given(scores):
+    """A criterion that says what it is told to."""
+    return Criterion(name="given", score=lambda params, evidence: scores)
+
+
+def test_coupled_channels_are_one_group(resnet):
+    classifier, traced = resnet
+    # One sum for each of the three stages, and the inner channels of three blocks.
+    sizes = sorted(len(group) for group in shrinking.groups(traced))
+    assert sizes == [8, 8, 16, 16, 32, 32]
+    del classifier
+
+
+def test_uniform_removes_its_share_of_every_group_and_all_of_it_can_be_removed(resnet):
+    classifier, traced = resnet
+    mask = shrinking.channel_mask(traced, classifier.variables, 0.25)
+    small = shrinking.shrink(classifier, mask, SHAPE)
+    shapes = {path: leaf.shape for path, leaf in trees.flatten(small.params).items()}
+    assert shapes["Conv_0/kernel"] == (3, 3, 3, 6)
+    assert shapes["BasicBlock_0/Conv_0/kernel"] == (3, 3, 6, 6)
+    assert shapes["BasicBlock_1/shortcut/kernel"] == (1, 1, 6, 12)
+    assert shapes["BasicBlock_2/Conv_1/kernel"] == (3, 3, 24, 24)
+    assert shapes["Dense_0/kernel"] == (24, 5)
+    # Nothing of the mask is left as zeros: it was made of what can go.
+    assert trees.size(small.params) == sum(masks.kept(classifier.params, mask).values())
+
+
+def test_global_removes_the_lowest_of_all_by_the_mean_of_their_makers(resnet):
+    classifier, traced = resnet
+    scores = trees.map_with_path(
+        lambda path, leaf: jax.random.uniform(jax.random.key(len(path)), leaf.shape),
+        classifier.params,
+    )
+    pruner = Pruner(criterion=given(scores), allocation="global", guard=False)
+    flat = trees.flatten(scores)
+    stem = np.asarray(flat["Conv_0/kernel"]).mean(axis=(0, 1, 2))
+    second = np.asarray(flat["BasicBlock_0/Conv_1/kernel"]).mean(axis=(0, 1, 2))
+    channel_scores = shrinking.channel_scores(traced, classifier.params, pruner)
+    np.testing.assert_allclose(
+        channel_scores[traced.along("params/Conv_0/kernel")[3]], (stem + second) / 2, rtol=1e-5
+    )
+
+    mask = shrinking.channel_mask(traced, classifier.variables, 0.3, pruner)
+
+    everything = np.concatenate(shrinking.groups(traced))
+    gone = round(0.3 * len(everything))
+    lowest = set(everything[np.argsort(channel_scores[everything], kind="stable")[:gone]])
+    removed = {
+        int(channel)
+        for path in trees.flatten(classifier.params)
+        for axis, channels in enumerate(traced.along(f"params/{path}"))
+        for channel in channels[~_left(mask, path, axis, len(channels))]
+    }
+    assert removed == {int(channel) for channel in lowest}
+
+
+def _left(mask, path, axis, size):
+    leaf = np.asarray(trees.flatten(mask)[path])
+    if not leaf.ndim:
+        return np.full(size, bool(leaf))
+    left = leaf.any(axis=tuple(a for a in range(leaf.ndim) if a != axis))
+    return np.broadcast_to(left, (size,))
+
+
+def test_the_guard_keeps_a_channel_in_each_group(resnet):
+    classifier, traced = resnet
+    scores = trees.map_with_path(
+        lambda path, leaf: jnp.abs(leaf) * (1e-3 if path.startswith("BasicBlock_0/Conv_0") else 1),
+        classifier.params,
+    )
+    for guard in (True, False):
+        pruner = Pruner(criterion=given(scores), allocation="global", guard=guard)
+        mask = shrinking.channel_mask(traced, classifier.variables, 0.2, pruner)
+        left = _left(mask, "BasicBlock_0/Conv_0/kernel", 3, 8).sum()
+        assert left == (1 if guard else 0)
+
+
+def test_excluded_layers_are_left_alone_with_all_that_is_coupled_to_them(resnet):
+    classifier, traced = resnet
+    pruner = Pruner(exclude=("Conv_0/kernel",))
+    mask = shrinking.channel_mask(traced, classifier.variables, 0.5, pruner)
+    assert _left(mask, "Conv_0/kernel", 3, 8).all()
+    assert _left(mask, "BasicBlock_0/Conv_1/kernel", 3, 8).all()
+    assert _left(mask, "BasicBlock_0/Conv_0/kernel", 3, 8).sum() == 4
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "options", "message"),
+    [
+        (1.0, {}, "sparsity is 1.0"),
+        (0.5, {"allocation": "erk"}, "allocation of channels 'erk'"),
+        (0.5, {"exclude": ("Dense_9",)}, "Dense_9"),
+        (0.5, {"criterion": "snip"}, "criterion 'snip' needs loss and batches"),
+    ],
+)
+def test_bad_choices_are_refused(resnet, sparsity, options, message):
+    classifier, traced = resnet
+    with pytest.raises(ValueError, match=message):
+        shrinking.channel_mask(traced, classifier.variables, sparsity, Pruner(**options))
+
+
+def test_rounds_end_at_the_target_and_each_is_smaller_than_the_last(resnet):
+    classifier, traced = resnet
+    del traced
+
+    def choose(now):
+        own = shrinking.of(now.apply_fn, now.variables, SHAPE)
+        return shrinking.channel_mask(own, now.variables, 0.3)
+
+    costs = [trees.size(classifier.params)]
+    wanted = 0.4 * costs[0]
+    start = Classifier(
+        classifier.variables, shrinking.whole(classifier.apply_fn, classifier.variables)
+    )
+    rounds = shrinking.iterate(
+        start,
+        SHAPE,
+        choose=choose,
+        finetune=lambda now, number: now,
+        cost=lambda now: trees.size(now.params),
+        at_most=wanted,
+    )
+    for one in rounds:
+        assert one.number == len(costs)
+        costs.append(one.cost)
+    assert costs[-1] <= wanted < costs[-2]
+    assert costs == sorted(costs, reverse=True)
+    # Removed twice from the same layer, and still one network of the original's equations.
+    network = one.classifier.apply_fn
+    again = shrinking.from_description(
+        classifier.apply_fn, classifier.variables, shrinking.describe(network)
+    )
+    assert again == network
+    shapes = again.left(jax.ShapeDtypeStruct((2, *SHAPE), jnp.float32))
+    assert jax.tree.map(jnp.shape, one.classifier.variables) == jax.tree.map(
+        lambda leaf: leaf.shape, shapes
+    )
+
+
+def test_a_round_that_removes_nothing_is_an_error(resnet):
+    classifier, _ = resnet
+    rounds = shrinking.iterate(
+        classifier,
+        SHAPE,
+        choose=lambda now: masks.dense(now.params),
+        finetune=lambda now, number: now,
+        cost=lambda now: trees.size(now.params),
+        at_most=1,
+    )
+    with pytest.raises(ValueError, match="choose removes no channel in round 1"):
+        next(rounds)

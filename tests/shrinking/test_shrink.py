@@ -1,0 +1,206 @@
+"""The smaller network computes what the masked one does, for every kind of coupling."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from prunejax import masks, models, shrinking, trees
+from prunejax.classifier import Classifier, Network
+
+SHAPE = (8, 8, 3)
+
+
+def classifier_of(module, shape=SHAPE, seed=0):
+    """With random numbers in every variable, so that no statistic is 0 or 1."""
+    network = Network(module)
+    variables = network.init(jax.random.key(seed), shape)
+    leaves, tree = jax.tree.flatten(variables)
+    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
+    values = [
+        leaf + 0.3 * jax.random.uniform(key, leaf.shape, minval=0.1)
+        for key, leaf in zip(keys, leaves, strict=True)
+    ]
+    return Classifier(jax.tree.unflatten(tree, values), network)
+
+
+def random_channel_mask(classifier, shape, share, seed=0):
+    """Removes that share of each group of channels, from all layers that make them."""
+    traced = shrinking.of(classifier.apply_fn, classifier.variables, shape)
+    kept = np.ones(traced.number, bool)
+    rng = np.random.default_rng(seed)
+    for group in shrinking.groups(traced):
+        kept[rng.permutation(group)[: int(share * len(group))]] = False
+    return made_mask(classifier, traced, kept), kept
+
+
+def made_mask(classifier, traced, kept):
+    """A mask of filters only: what makes the channels, nothing else."""
+
+    def leaf(path, value):
+        for axis, own in enumerate(traced.channels.labels[traced.variables[f"params/{path}"]]):
+            left = kept[traced.channels.channel[own]]
+            if traced.channels.made[own].all() and not left.all():
+                shape = [-1 if i == axis else 1 for i in range(np.ndim(value))]
+                return jnp.asarray(left.reshape(shape))
+        return jnp.array(True)
+
+    return trees.map_with_path(leaf, classifier.params)
+
+
+def assert_same_outputs(first, second, shape=SHAPE):
+    images = jax.random.uniform(jax.random.key(9), (3, *shape))
+    run = jax.jit(lambda classifier, images: classifier(images))
+    with jax.default_matmul_precision("highest"):
+        a, b = run(first, images), run(second, images)
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(a).max())
+
+
+class Foreign(nn.Module):
+    """Concatenation, depthwise and grouped convolution, padded shortcut, pooling, a dense head."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        a = nn.relu(nn.Conv(8, (3, 3), name="left")(x))
+        b = nn.relu(nn.Conv(6, (3, 3), name="right")(x))
+        x = jnp.concatenate([a, b], axis=-1)
+        x = nn.relu(nn.Conv(14, (3, 3), feature_group_count=14, name="depthwise")(x))
+        y = nn.BatchNorm(use_running_average=not train, name="norm")(
+            nn.Conv(20, (1, 1), strides=2, name="wider")(x)
+        )
+        x = nn.avg_pool(x, (2, 2), strides=(2, 2))
+        x = nn.relu(y + jnp.pad(x, ((0, 0), (0, 0), (0, 0), (3, 3))))
+        x = nn.max_pool(x, (2, 2), strides=(2, 2))
+        first, second = jnp.split(x, 2, axis=-1)
+        x = jnp.concatenate([first, 0.5 * second], axis=-1)
+        x = x.transpose(0, 3, 1, 2).reshape(len(x), -1)
+        x = nn.relu(nn.Dense(12, name="hidden")(x))
+        return nn.Dense(5, name="head")(x)
+
+
+@pytest.mark.parametrize(
+    ("module", "shape"),
+    [
+        (models.create("mlp", num_classes=5, widths=(12, 8)), (9,)),
+        (models.create("lenet5", num_classes=5, widths=(6, 8, 10)), SHAPE),
+        (models.create("strided_cnn", num_classes=5, widths=(6, 8, 10)), SHAPE),
+        (models.create("resnet8", num_classes=5, width=4), SHAPE),
+        (Foreign(), SHAPE),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)
+def test_the_smaller_network_computes_what_the_masked_one_does(module, shape):
+    classifier = classifier_of(module, shape)
+    mask, _ = random_channel_mask(classifier, shape, 0.5)
+
+    small = shrinking.shrink(classifier, mask, shape, check=False)
+    whole = shrinking.carried(classifier, mask, shape)
+
+    masked = classifier.with_params(masks.apply(classifier.params, whole))
+    assert_same_outputs(masked, small, shape)
+    assert trees.size(small.params) < 0.5 * trees.size(classifier.params)
+    # Not one number of the smaller network is of a removed channel, and none is missing.
+    sizes = {path: np.size(leaf) for path, leaf in trees.flatten(small.params).items()}
+    assert sizes == masks.kept(classifier.params, whole)
+
+
+def test_training_mode_runs_on_the_smaller_arrays_and_moves_their_statistics():
+    classifier = classifier_of(Foreign())
+    mask, _ = random_channel_mask(classifier, SHAPE, 0.5)
+    small = shrinking.shrink(classifier, mask, SHAPE)
+    images = jax.random.uniform(jax.random.key(3), (4, *SHAPE))
+
+    logits, moved = small.apply_fn.train(small.variables, images)
+
+    old = small.variables["batch_stats"]["norm"]
+    assert jax.tree.map(jnp.shape, moved) == {"batch_stats": {"norm": jax.tree.map(jnp.shape, old)}}
+    # The masked network's, where they are left: a channel's statistics are its own.
+    whole = shrinking.carried(classifier, mask, SHAPE)
+    masked = classifier.with_params(masks.apply(classifier.params, whole))
+    expected, all_moved = classifier.apply_fn.train(masked.variables, images)
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+    left = np.asarray(whole["norm"]["scale"])
+    for name, value in moved["batch_stats"]["norm"].items():
+        both = all_moved["batch_stats"]["norm"][name][left], value
+        np.testing.assert_allclose(*both, rtol=1e-4, atol=1e-5)
+
+
+def test_a_channel_of_a_sum_stays_until_all_branches_give_it_up():
+    classifier = classifier_of(models.create("resnet8", num_classes=5, width=4))
+    one = masks.dense(classifier.params)
+    one["Conv_0"]["kernel"] = jnp.array([True, False, True, True]).reshape(1, 1, 1, 4)
+    both = jax.tree.map(lambda leaf: leaf, one)
+    both["BasicBlock_0"]["Conv_1"]["kernel"] = one["Conv_0"]["kernel"]
+
+    alone = shrinking.shrink(classifier, one, SHAPE)
+    together = shrinking.shrink(classifier, both, SHAPE)
+
+    assert alone.params["Conv_0"]["kernel"].shape[-1] == 4
+    assert together.params["Conv_0"]["kernel"].shape[-1] == 3
+    assert together.params["BasicBlock_0"]["BatchNorm_1"]["scale"].shape == (3,)
+    assert together.params["BasicBlock_1"]["Conv_0"]["kernel"].shape[2] == 3
+
+
+def test_a_removed_block_is_a_block_of_zeros():
+    classifier = classifier_of(models.create("resnet8", num_classes=5, width=4))
+    traced = shrinking.of(classifier.apply_fn, classifier.variables, SHAPE)
+    assert [block.name for block in shrinking.blocks(traced)] == ["BasicBlock_0"]
+
+    small = shrinking.remove_blocks(classifier, ["BasicBlock_0"], SHAPE)
+
+    zeros = trees.map_with_path(
+        lambda path, leaf: 0 * leaf if path.startswith("BasicBlock_0") else leaf, classifier.params
+    )
+    assert "BasicBlock_0" not in small.params
+    assert_same_outputs(classifier.with_params(zeros), small)
+    _, moved = small.apply_fn.train(small.variables, jnp.ones((2, *SHAPE)))
+    assert "BasicBlock_0" not in moved["batch_stats"]
+
+
+def test_channel_counts_are_rounded_up_to_a_multiple():
+    classifier = classifier_of(models.create("mlp", num_classes=5, widths=(12, 8)), (9,))
+    mask, _ = random_channel_mask(classifier, (9,), 0.5)
+    small = shrinking.shrink(classifier, mask, (9,), multiple=4)
+    assert [small.params[f"Dense_{i}"]["kernel"].shape for i in range(3)] == [
+        (9, 8),
+        (8, 4),
+        (4, 5),
+    ]
+    whole = shrinking.carried(classifier, mask, (9,))
+    assert_same_outputs(classifier.with_params(masks.apply(classifier.params, whole)), small, (9,))
+
+
+class Normed(nn.Module):
+    """A normalisation over channels: none of them can go without changing the others."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.LayerNorm()(nn.Dense(6, name="hidden")(x))
+        return nn.Dense(3, name="head")(x)
+
+
+def test_what_cannot_be_removed_is_named():
+    classifier = classifier_of(Normed(), (4,))
+    mask = masks.dense(classifier.params)
+    mask["hidden"]["kernel"] = jnp.array([[True, False, True, True, True, True]])
+    with pytest.raises(ValueError, match=r"'hidden/kernel'.*reduce_sum.*Exclude"):
+        shrinking.shrink(classifier, mask, (4,))
+    mask = masks.dense(classifier.params)
+    mask["head"]["kernel"] = jnp.array([[True, False, True]])
+    with pytest.raises(ValueError, match=r"'head/kernel'.*the network's outputs"):
+        shrinking.shrink(classifier, mask, (4,))
+
+
+def test_a_layer_is_not_removed_altogether():
+    classifier = classifier_of(models.create("mlp", num_classes=5, widths=(4, 3)), (9,))
+    mask = masks.dense(classifier.params)
+    mask["Dense_1"]["kernel"] = jnp.zeros((1, 3), bool)
+    with pytest.raises(ValueError, match="all 3 channels that 'Dense_1/kernel' makes"):
+        shrinking.shrink(classifier, mask, (9,))
+
+
+def test_a_block_that_is_none_is_refused():
+    classifier = classifier_of(models.create("resnet8", num_classes=5, width=4))
+    with pytest.raises(ValueError, match="residual block 'BasicBlock_1'"):
+        shrinking.remove_blocks(classifier, ["BasicBlock_1"], SHAPE)
