@@ -12,6 +12,8 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from ml_collections import config_dict, config_flags
@@ -77,7 +79,13 @@ def shrink(
 
     def choose(classifier):
         traced = shrinking.of(classifier.apply_fn, classifier.variables, image_shape)
-        return shrinking.channel_mask(traced, classifier.variables, settings.share, pruner)
+        return shrinking.channel_mask(
+            traced,
+            classifier.variables,
+            settings.share,
+            pruner,
+            evidence=_evidence(classifier, method, train_set.take(settings.examples), config.seed),
+        )
 
     def finetune(classifier, number):
         steps = len(batches.epoch_indices(len(train_set), config.batch_size, config.seed, epoch=0))
@@ -112,6 +120,26 @@ def shrink(
         run_directory.write_json(workdir / "rounds.json", rows)
     from_config.save_shrunk(workdir, classifier)
     return rows
+
+
+def _evidence(classifier: Classifier, method: methods.Method, dataset: data.Dataset, seed: int):
+    """Training examples, and the method's own objective, adversarial where that is."""
+    collections = {k: v for k, v in classifier.variables.items() if k != "params"}
+    objective = method.phases(steps_per_epoch=1)[-1].objective
+    key = jax.random.key(seed)
+
+    def loss(params, batch):
+        variables = {"params": params, **collections}
+        return objective(classifier.apply_fn, variables, *batch, key)[0]
+
+    return pruning.Evidence(
+        key=key,
+        loss=loss,
+        batches=((jnp.asarray(dataset.images, jnp.float32) / 255, jnp.asarray(dataset.labels)),),
+        network=classifier.apply_fn,
+        variables=collections,
+        input_shape=dataset.image_shape,
+    )
 
 
 def _cost(classifier: Classifier, image_shape, settings) -> float:

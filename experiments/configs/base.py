@@ -71,6 +71,8 @@ def shrinking(**changed) -> config_dict.ConfigDict:
     config.share = 0.1
     config.criterion = "magnitude"
     config.allocation = "global"
+    # Training examples that criteria may look at.
+    config.examples = 256
     config.include = ("*",)
     config.exclude = ()
     # Rounds end at this share of the first network's "flops", "parameters" or "latency".

@@ -121,13 +121,15 @@ class PruningMethod(Method):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GradualMethod(PruningMethod):
-    """A method that prunes while it trains, by the cubic schedule.
+    """A method that prunes while it trains.
 
     Attributes:
+      pruning_schedule: "cubic" or "constant_rate".
       pruning_epochs: epochs from the first step until the target sparsity is reached.
       mask_frequency: steps between two changes of the mask.
     """
 
+    pruning_schedule: str = "cubic"
     pruning_epochs: int = 15
     mask_frequency: int = 100
 
@@ -140,17 +142,25 @@ class GradualMethod(PruningMethod):
             )
         if self.mask_frequency < 1:
             raise ValueError(f"mask_frequency is {self.mask_frequency}; at least 1 is needed.")
+        self.sparsities(steps_per_epoch=1)
 
     def objective(self) -> objectives.Objective:
         """What is minimised."""
         raise NotImplementedError
 
+    def sparsities(self, steps_per_epoch: int) -> pruning.schedules.Schedule:
+        """When the mask changes, and to which sparsity."""
+        return pruning.schedule(
+            self.pruning_schedule,
+            sparsity=self.sparsity,
+            end=self.pruning_epochs * steps_per_epoch,
+            frequency=self.mask_frequency,
+        )
+
     def phases(self, steps_per_epoch: int) -> tuple[Phase, ...]:
         """One phase; networks count as pruned once the schedule has ended."""
         tx = self.tx(self.epochs * steps_per_epoch)
-        schedule = pruning.cubic(
-            self.sparsity, end=self.pruning_epochs * steps_per_epoch, frequency=self.mask_frequency
-        )
+        schedule = self.sparsities(steps_per_epoch)
         return (
             Phase(
                 name="prune",

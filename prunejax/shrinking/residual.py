@@ -9,6 +9,8 @@ from jax.extend import core
 from prunejax import jaxprs, names
 from prunejax.shrinking.structure import Structure
 
+PRODUCTS = ("conv_general_dilated", "dot_general")
+
 
 class Block(NamedTuple):
     """A residual block.
@@ -17,12 +19,14 @@ class Block(NamedTuple):
       name: the module that all of its variables belong to, such as "BasicBlock_2".
       shortcut, output: the x and the x + f(x) of the program.
       variables: paths of what only f uses, such as "params/BasicBlock_2/Conv_0/kernel".
+      last: path of the last weight of f among the parameters, whose units score the block.
     """
 
     name: str
     shortcut: core.Var
     output: core.Var
     variables: tuple[str, ...]
+    last: str
 
 
 def blocks(traced: Structure) -> list[Block]:
@@ -51,7 +55,8 @@ def blocks(traced: Structure) -> list[Block]:
             if any(variable.aval.ndim >= 2 for variable in own):
                 variables = tuple(paths[variable] for variable in own)
                 name = _common([path.partition("/")[2] for path in variables])
-                found.append(Block(name, shortcut, eqn.outvars[0], variables))
+                last = _last_weight(program, between, traced.variables)
+                found.append(Block(name, shortcut, eqn.outvars[0], variables, last))
     return found
 
 
@@ -91,6 +96,14 @@ def _between(start, end, maker, images) -> list[core.JaxprEqn]:
         eqns.append(eqn)
         todo += filter(jaxprs.is_variable, eqn.invars)
     return eqns if start in seen else []
+
+
+def _last_weight(program, between, variables) -> str:
+    """Of the layers in a branch the one that is applied last."""
+    names_of = jaxprs.origins(program, {variable: path for path, variable in variables.items()})
+    products = [eqn for eqn in program.eqns if eqn in between and eqn.primitive.name in PRODUCTS]
+    paths = [names_of[a] for e in products for a in e.invars if a in names_of]
+    return paths[-1].removeprefix("params/")
 
 
 def _common(paths: Sequence[str]) -> str:

@@ -4,6 +4,7 @@ from prunejax.pruning.criteria.curvature import FISHER, GRASP
 from prunejax.pruning.criteria.gradients import GRADIENT, SNIP, TAYLOR
 from prunejax.pruning.criteria.lamp import LAMP
 from prunejax.pruning.criteria.learned import LEARNED
+from prunejax.pruning.criteria.maps import CKA, EXPECTED_ABS, HRANK, KL, PLS_VIP
 from prunejax.pruning.criteria.median import GEOMETRIC_MEDIAN
 from prunejax.pruning.criteria.normalization import NORM_SCALE
 from prunejax.pruning.criteria.synflow import SYNFLOW
@@ -26,6 +27,11 @@ CRITERIA: dict[str, Criterion] = {
         FISHER,
         SYNFLOW,
         LEARNED,
+        EXPECTED_ABS,
+        HRANK,
+        KL,
+        CKA,
+        PLS_VIP,
     )
 }
 

@@ -1,0 +1,83 @@
+"""The command that makes a network smaller: to its target, resumable, evaluated like any run."""
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments import evaluate, from_config, run_directory, shrink, train
+from experiments.configs import digits_dense
+from experiments.configs.base import protocol, shrinking
+from prunejax import data, trees
+
+
+def config_of(**changed):
+    config = digits_dense.get_config()
+    config.model.name = "mlp"
+    config.model.options.widths = (16, 8)
+    config.method.epochs = 1
+    config.method.attack_steps = 1
+    config.validation.steps = 1
+    config.validation.examples = 50
+    config.evaluation.examples = 40
+    del config.evaluation.protocols
+    config.evaluation.protocols = {"fgsm": protocol("fgsm", (0.0, 0.1), 0.1)}
+    config.update(changed)
+    return config
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shrink")
+    train.train(config_of(), folder / "dense")
+    config = config_of(init_from=str(folder / "dense"))
+    config.shrinking = shrinking(
+        share=0.3, at_most=0.5, criterion="taylor", allocation="uniform", batch_size=8, examples=32
+    )
+    rows = shrink.shrink(config, folder / "small")
+    return folder, config, rows
+
+
+def test_rounds_go_on_until_half_of_the_work_is_left(runs):
+    _, _, rows = runs
+    flops = [row["flops"] for row in rows]
+    assert flops == sorted(flops, reverse=True)
+    assert flops[-1] <= 0.5 * flops[0] < flops[-2]
+    # 64 inputs; of 16 and 8 units a third goes each round, rounded.
+    assert flops[0] == 2 * (64 * 16 + 16 * 8 + 8 * 10)
+    assert flops[1] == 2 * (64 * 11 + 11 * 6 + 6 * 10)
+
+
+def test_a_run_that_was_stopped_goes_on_after_its_last_round(runs):
+    folder, config, rows = runs
+    before = from_config.load_trained(config, folder / "small", data.load("digits", "test"))[0]
+    again = folder / "again"
+    run_directory.open_run(again, config)
+    (again / "rounds").mkdir()
+    (folder / "small" / "rounds" / "1").rename(again / "rounds" / "1")
+    (again / "rounds.json").write_text(json.dumps(rows[:2]))
+
+    resumed = shrink.shrink(config, again)
+
+    assert [row["flops"] for row in resumed] == [row["flops"] for row in rows]
+    after = from_config.load_trained(config, again, data.load("digits", "test"))[0]
+    for path, leaf in trees.flatten(before.variables).items():
+        np.testing.assert_array_equal(leaf, trees.flatten(after.variables)[path])
+
+
+def test_the_smaller_network_is_evaluated_like_any_run(runs):
+    folder, _, rows = runs
+    summary = evaluate.evaluate_run(folder / "small")
+    assert summary["parameters"] == rows[-1]["parameters"]
+    assert [row["attack"] for row in summary["robust_accuracy"]] == ["fgsm"]
+    assert summary["real_density"] == 1.0
+
+
+def test_a_start_is_needed_and_targets_have_names(tmp_path):
+    config = config_of()
+    config.shrinking = shrinking()
+    with pytest.raises(ValueError, match="init_from is empty"):
+        shrink.shrink(config, tmp_path)
+    config.shrinking.target = "flop"
+    with pytest.raises(ValueError, match="Did you mean 'flops'"):
+        shrink.shrink(config, tmp_path)
