@@ -25,9 +25,15 @@ def names():
         def __call__(self, x):
             return nn.Dense(2)(x.reshape(len(x), -1))
 
+    class Convolutional(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.relu(nn.Conv(8, (3, 3))(x))
+            return nn.Dense(2)(x.reshape(len(x), -1))
+
     kernel = np.zeros((4, 2), np.float32)
     kernel[:, 1] = 1.0
-    names = {
+    attacked = {
         "module": Linear(),
         "variables": {"params": {"Dense_0": {"kernel": kernel, "bias": np.array([0.0, -0.2])}}},
         # Normalised to (x - 0.5) / 0.25; class 1 where the four entries sum to more than 0.2.
@@ -35,7 +41,15 @@ def names():
         "labels": np.array([0, 1]),
         "optax": optax,
     }
+    image_shape = (6, 6, 1)
+    shrunk = {
+        "module": Convolutional(),
+        "variables": Convolutional().init(jax.random.key(0), jnp.zeros((1, *image_shape))),
+        "image_shape": image_shape,
+    }
+    names = {}
     for example in re.findall(r"```python\n(.*?)```", README, re.S):
+        names |= shrunk if "shrinking" in example else attacked
         exec(example, names)
     return names
 
@@ -48,6 +62,20 @@ def test_attack_example(names):
 
 def test_the_table_of_attacks_is_that_of_the_registry():
     assert catalogue.markdown(attacks.ATTACKS) in README
+
+
+def test_shrinking_example(names):
+    assert names["small"].params["Conv_0"]["kernel"].shape == (3, 3, 1, 4)
+    assert names["cost"].flops == 2 * 36 * (9 * 4 + 4 * 2)  # the last one printed
+
+
+@pytest.mark.parametrize(
+    "table",
+    [pruning.CRITERIA, pruning.GRANULARITIES, pruning.ALLOCATIONS, pruning.SCHEDULES],
+)
+def test_all_choices_of_pruning_are_named(table):
+    for name in table:
+        assert f"`{name}`" in README
 
 
 def test_pruning_example(names):

@@ -149,7 +149,7 @@ def test_momentum_and_halving(norm, eps, rho, example, seen, relu_network, proje
 
 def test_sparse_steps(relu_network, project):
     eps, d = 1.0, 30
-    it = Iterates(attacks.APGD(norm="l1"), relu_network, eps, example=0)
+    it = Iterates(attacks.APGD(norm="l1", share=2 / 3), relu_network, eps, example=0)
     eta, k, changed, ahead, kept = eps, d // 5, d, [], []
     for t in range(STEPS):
         source = t
