@@ -153,13 +153,20 @@ def _cost(classifier: Classifier, image_shape, settings) -> float:
 def _row(number: int, classifier: Classifier, held_out: data.Dataset, batch_size: int):
     images = held_out.images.astype(np.float32) / 255
     predictions = predict(classifier, images)
-    costs = efficiency.efficiency(classifier, held_out.image_shape, batch_size=batch_size)
     return {
         "round": number,
         "validation_accuracy": float(np.mean(predictions == held_out.labels)),
-        "parameters": costs.parameters,
-        "flops": costs.flops,
-        "latency": costs.latency,
+        **costs(classifier, held_out.image_shape, batch_size),
+    }
+
+
+def costs(classifier: Classifier, image_shape: tuple[int, ...], batch_size: int):
+    """Parameters, FLOPs of one image and seconds a batch."""
+    found = efficiency.efficiency(classifier, image_shape, batch_size=batch_size)
+    return {
+        "parameters": found.parameters,
+        "flops": found.flops,
+        "latency": found.latency,
     }
 
 

@@ -3,7 +3,7 @@
 small = shrinking.shrink(classifier, mask, image_shape=(32, 32, 3))
 """
 
-from prunejax.shrinking.channel_pruning import channel_mask, channel_scores
+from prunejax.shrinking.channel_pruning import block_scores, channel_mask, channel_scores
 from prunejax.shrinking.iterate import Round, iterate
 from prunejax.shrinking.residual import Block, blocks
 from prunejax.shrinking.shrink import carried, groups, kept_channels, remove_blocks, shrink
@@ -15,6 +15,7 @@ __all__ = [
     "Round",
     "Shrunk",
     "Structure",
+    "block_scores",
     "blocks",
     "carried",
     "channel_mask",

@@ -12,7 +12,7 @@ from prunejax import masks, names, trees
 from prunejax.pruning import selection
 from prunejax.pruning.evidence import Evidence
 from prunejax.pruning.pruner import Pruner
-from prunejax.shrinking import shrink, structure
+from prunejax.shrinking import residual, shrink, structure
 from prunejax.shrinking.structure import Structure
 
 ALLOCATIONS = ("uniform", "global")
@@ -77,6 +77,24 @@ def channel_scores(
         np.add.at(total, channels, scores.ravel())
         np.add.at(makers, channels, 1)
     return total / np.maximum(makers, 1)
+
+
+def block_scores(
+    traced: Structure, params: Any, pruner: Pruner, evidence: Evidence | None = None
+) -> dict[str, float]:
+    """For each residual block that can be left out: the mean score of its last layer's units.
+
+    That layer is what the block adds to its input (Jordao & Pedrini 2021 score the normalisation
+    behind it). Remove the lowest with `remove_blocks`.
+
+    Args:
+      traced: the network's structure.
+      params: its parameters.
+      pruner: its criterion and aggregate; no path may be excluded.
+      evidence: for criteria that need more than the weights.
+    """
+    scores = _unit_scores(params, pruner, evidence)
+    return {block.name: float(scores[block.last].mean()) for block in residual.blocks(traced)}
 
 
 def _unit_scores(params: Any, pruner: Pruner, evidence: Evidence | None) -> dict[str, np.ndarray]:

@@ -85,7 +85,11 @@ class Foreign(nn.Module):
         (models.create("mlp", num_classes=5, widths=(12, 8)), (9,)),
         (models.create("lenet5", num_classes=5, widths=(6, 8, 10)), SHAPE),
         (models.create("strided_cnn", num_classes=5, widths=(6, 8, 10)), SHAPE),
-        (models.create("resnet8", num_classes=5, width=4), SHAPE),
+        (models.create("vgg16", num_classes=5, width=4, hidden=(6,)), (16, 16, 3)),
+        (models.create("resnet20", num_classes=5, width=4), SHAPE),
+        (models.create("resnet50", num_classes=5, width=4, stem="imagenet"), (32, 32, 3)),
+        (models.create("wrn_28_4", num_classes=5, width=8, stem_width=4), SHAPE),
+        (models.create("mobilenet_v2", num_classes=5, width=0.1), SHAPE),
         (Foreign(), SHAPE),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
@@ -99,6 +103,7 @@ def test_the_smaller_network_computes_what_the_masked_one_does(module, shape):
 
     masked = classifier.with_params(masks.apply(classifier.params, whole))
     assert_same_outputs(masked, small, shape)
+    assert isinstance(small.apply_fn, Network) == (module != Foreign())
     assert trees.size(small.params) < 0.5 * trees.size(classifier.params)
     # Not one number of the smaller network is of a removed channel, and none is missing.
     sizes = {path: np.size(leaf) for path, leaf in trees.flatten(small.params).items()}
