@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import sparse
 
 from prunejax import masks, trees
 from prunejax.classifier import Classifier, Network
@@ -107,18 +108,19 @@ def kept_channels(traced: Structure, params: Any, mask: Any) -> np.ndarray:
 def groups(traced: Structure) -> list[np.ndarray]:
     """The removable channels in groups: of one layer, or of layers whose outputs are added."""
     removable = traced.removable()
-    found: dict[int, np.ndarray] = {}
-    for path in traced.variables:
-        for own, channels in zip(
-            traced.channels.labels[traced.variables[path]], traced.along(path), strict=True
-        ):
-            members = np.unique(channels[traced.channels.made[own] & removable[channels]])
-            if len(members):
-                joined = [group for group in found.values() if np.isin(group, members).any()]
-                members = np.unique(np.concatenate([members, *joined]))
-                found |= {int(channel): members for channel in members}
-    unique = {id(group): group for group in found.values()}
-    return list(unique.values())
+    neighbours = [np.zeros((2, 0), int)]
+    for path, variable in traced.variables.items():
+        axes = zip(traced.channels.labels[variable], traced.along(path), strict=True)
+        for own, channels in axes:
+            members = channels[traced.channels.made[own] & removable[channels]]
+            neighbours.append(np.stack([members[:-1], members[1:]]))
+    pairs = np.concatenate(neighbours, axis=1)
+    graph = sparse.coo_matrix(
+        (np.ones(pairs.shape[1], bool), tuple(pairs)), shape=(traced.number, traced.number)
+    )
+    _, component = sparse.csgraph.connected_components(graph, directed=False)
+    channels = np.flatnonzero(removable)
+    return [channels[component[channels] == c] for c in dict.fromkeys(component[channels])]
 
 
 def _gone(traced: Structure, alive: np.ndarray) -> np.ndarray:

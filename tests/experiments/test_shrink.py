@@ -16,7 +16,7 @@ def config_of(**changed):
     config.model.name = "mlp"
     config.model.options.widths = (16, 8)
     config.method.epochs = 1
-    config.method.attack_steps = 1
+    config.method.adversarial = False
     config.validation.steps = 1
     config.validation.examples = 50
     config.evaluation.examples = 40

@@ -14,15 +14,16 @@ SHAPE = (8, 8, 3)
 
 def classifier_of(module, shape=SHAPE, seed=0):
     """With random numbers in every variable, so that no statistic is 0 or 1."""
-    network = Network(module)
-    variables = network.init(jax.random.key(seed), shape)
-    leaves, tree = jax.tree.flatten(variables)
-    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    values = [
-        leaf + 0.3 * jax.random.uniform(key, leaf.shape, minval=0.1)
-        for key, leaf in zip(keys, leaves, strict=True)
-    ]
-    return Classifier(jax.tree.unflatten(tree, values), network)
+    network, rng = Network(module), np.random.default_rng(seed)
+
+    def values(leaf):
+        if leaf.ndim < 2:
+            return rng.uniform(0.1, 1.1, leaf.shape).astype(np.float32)
+        fan_in = leaf.size / leaf.shape[-1]
+        return (rng.normal(size=leaf.shape) * (2 / fan_in) ** 0.5).astype(np.float32)
+
+    shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), shape))
+    return Classifier(jax.tree.map(values, shapes), network)
 
 
 def random_channel_mask(classifier, shape, share, seed=0):
