@@ -40,7 +40,10 @@ class Flat(NamedTuple):
 
 
 def flat(function: Callable[..., Any], *args: Any) -> Flat:
-    """Traces `function` at these arguments (or their shapes) and inlines the calls in it."""
+    """Traces `function` at these arguments (or their shapes) and inlines the calls in it.
+
+    Rules of differentiation that belong to a call (`jax.custom_jvp`, `jax.custom_vjp`) are lost.
+    """
     closed, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
     jaxpr = closed.jaxpr
     constants = dict(zip(jaxpr.constvars, closed.consts, strict=True))

@@ -65,13 +65,16 @@ def size(tree: Params) -> int:
 
 def drop(tree: Mapping[str, Any], paths: Collection[str]) -> dict[str, Any]:
     """Nested dicts without the leaves at these paths, and without dicts that are left empty."""
-    rest: dict[str, Any] = {}
-    for path, leaf in flatten(tree).items():
-        if path in paths:
-            continue
+    return nested({path: leaf for path, leaf in flatten(tree).items() if path not in paths})
+
+
+def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested dicts with these leaves, a level for each part of a path."""
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves.items():
         *parents, name = path.split("/")
-        place = rest
+        place = tree
         for parent in parents:
             place = place.setdefault(parent, {})
         place[name] = leaf
-    return rest
+    return tree

@@ -101,3 +101,9 @@ def test_shapes_are_enough():
 
 def test_arrays_of_numpy_are_leaves_too():
     assert trees.prunable({"w": np.ones((2, 2)), "b": np.ones(2)}) == ("w",)
+
+
+def test_leaves_can_be_dropped_and_nested_again():
+    tree = {"a": {"b": {"c": 1, "d": 2}, "e": {"f": 3}}, "g": 4}
+    assert trees.nested(trees.flatten(tree)) == tree
+    assert trees.drop(tree, ["a/b/c", "a/e/f"]) == {"a": {"b": {"d": 2}}, "g": 4}

@@ -69,7 +69,7 @@ def unpack(packed: Mapping[str, np.ndarray], template: Params | None = None) -> 
     paths = dict.fromkeys(map(_path, packed))
     leaves = {path: _leaf(packed, path) for path in paths}
     if template is None:
-        return tuple(_nested({path: pair[i] for path, pair in leaves.items()}) for i in (0, 1))
+        return tuple(trees.nested({path: pair[i] for path, pair in leaves.items()}) for i in (0, 1))
     wanted = trees.flatten(template).keys()
     if wanted != leaves.keys():
         differing = sorted(wanted ^ leaves.keys())
@@ -162,14 +162,3 @@ def _leaf(packed: Mapping[str, np.ndarray], path: str) -> tuple[np.ndarray, Any]
     leaf = np.zeros(shape, kept.dtype)
     leaf[everywhere] = kept
     return leaf, jnp.asarray(keep)
-
-
-def _nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for path, leaf in leaves.items():
-        *parents, name = path.split("/")
-        place = tree
-        for parent in parents:
-            place = place.setdefault(parent, {})
-        place[name] = leaf
-    return tree
