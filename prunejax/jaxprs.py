@@ -97,7 +97,8 @@ def _called(eqn: core.JaxprEqn) -> core.ClosedJaxpr | None:
         return None
     for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
         program = eqn.params.get(name)
-        if isinstance(program, core.Jaxpr):
+        # In newer versions of JAX the two are one class.
+        if isinstance(program, core.Jaxpr) and not isinstance(program, core.ClosedJaxpr):
             program = core.ClosedJaxpr(program, ())
         if isinstance(program, core.ClosedJaxpr):
             return program if len(program.jaxpr.invars) == len(eqn.invars) else None
