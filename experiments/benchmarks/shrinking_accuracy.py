@@ -4,7 +4,7 @@ r"""What a network keeps when it is shrunk to half of its FLOPs: accuracy, robus
 
 A narrow VGG-11 and a ResNet-8 are trained adversarially on the lossless part of CIFAR-10 in
 ../shared/data (4,000 training images of which a tenth are for validation, 500 of its test images
-attacked), then pruned by a tenth of each layer's channels, shrunk and fine-tuned, in rounds, until
+attacked), then pruned by a sixth of each layer's channels, shrunk and fine-tuned, in rounds, until
 half of the FLOPs are left. Latency is measured at the end, of all networks in turn.
 """
 
@@ -30,7 +30,7 @@ NETWORKS = {
     "vgg11": {"width": 16, "hidden": (64,)},
     "resnet8": {"width": 16},
 }
-FINETUNING_EPOCHS = 3
+FINETUNING_EPOCHS = 2
 BATCH = 128
 
 

@@ -22,7 +22,7 @@ def cifar10_subset(path: str, model: str, **options) -> config_dict.ConfigDict:
     """
     config = base(
         f"npz:{path}", model, "dense",
-        eps=EPS, attack_steps=3, relative_step=0.5, epochs=12, learning_rate=2e-3,
+        eps=EPS, attack_steps=3, relative_step=0.5, epochs=6, learning_rate=2e-3,
     )  # fmt: skip
     config.dataset.flip = True
     config.dataset.shift = 2
@@ -37,5 +37,5 @@ def cifar10_subset(path: str, model: str, **options) -> config_dict.ConfigDict:
     config.evaluation.protocols.linf_pgd = protocol(
         "pgd", (0.0, 1 / 255, EPS, 4 / 255), EPS, norm="linf", steps=20
     )
-    config.shrinking = shrinking(share=0.1, at_most=0.5, allocation="uniform")
+    config.shrinking = shrinking(share=0.16, at_most=0.5, allocation="uniform")
     return config
