@@ -47,6 +47,8 @@ def blocks(traced: Structure) -> list[Block]:
             continue
         for shortcut, branch in (eqn.invars, eqn.invars[::-1]):
             between = _between(shortcut, branch, maker, traced.images)
+            if not between:
+                continue
             read_here, read_elsewhere = (
                 {a for e in eqns for a in filter(jaxprs.is_variable, e.invars)}
                 for eqns in (between, [e for e in program.eqns if e not in between])

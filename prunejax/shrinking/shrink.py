@@ -50,9 +50,9 @@ def shrink(
       ValueError: a mask of another structure, a filter that cannot be removed or that is its
         layer's last, a multiple below 1.
     """
-    traced = structure.of(classifier.apply_fn, classifier.variables, image_shape)
     if multiple < 1:
         raise ValueError(f"multiple is {multiple}; at least 1 is needed.")
+    traced = structure.of(classifier.apply_fn, classifier.variables, image_shape)
     kept = kept_channels(traced, classifier.params, mask)
     carried = structure.carry(traced, kept, classifier.variables)["params"]
     masked = classifier.with_params(masks.apply(classifier.params, masks.intersect(mask, carried)))
