@@ -34,11 +34,11 @@ pip install -e "$root[test]"
 
 # The peers ask for torchvision, which they do not need for attacks and which would replace torch's
 # build by the one it was made for. So each comes alone, after what it really imports.
-echo "foolbox, torchattacks, adv-lib, pyautoattack" >&2
+echo "foolbox, torchattacks, adv-lib, pyautoattack, torch-pruning" >&2
 pip install eagerpy GitPython requests scipy tqdm
 # visdom, which adv-lib imports, is built with pkg_resources, gone from setuptools 81.
 pip install "setuptools<81" wheel
 pip install --no-build-isolation visdom
-pip install --no-deps foolbox torchattacks adv-lib pyautoattack
+pip install --no-deps foolbox torchattacks adv-lib pyautoattack torch-pruning
 
-"$folder/bin/python" -c "import adv_lib, foolbox, pyautoattack, torch, torchattacks"
+"$folder/bin/python" -c "import adv_lib, foolbox, pyautoattack, torch, torch_pruning, torchattacks"

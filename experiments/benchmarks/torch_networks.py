@@ -6,15 +6,24 @@ from typing import Any
 import jax
 import numpy as np
 
+from prunejax import models
+
 
 def network_of(name: str, variables: Mapping[str, Any]):
-    """The network as a torch module, from channels-first images, with these weights."""
+    """The network as a torch module, from channels-first images, with these weights.
+
+    Args:
+      name: "strided_cnn", "lenet5", "resnet8", "resnet18", "vgg11" or "vgg16".
+      variables: of the network, of any width.
+    """
     from torch import nn
 
     variables = jax.tree.map(np.asarray, variables)
     params, stats = variables["params"], variables.get("batch_stats", {})
-    if name == "resnet8":
+    if name in ("resnet8", "resnet18"):
         return _resnet(params, stats)
+    if name in ("vgg11", "vgg16"):
+        return _vgg(params, stats, models.create(name, num_classes=2).depths)
     pooling = {"strided_cnn": [], "lenet5": [nn.MaxPool2d(2)]}[name]
     options = {"strided_cnn": {"stride": 2, "padding": 1}, "lenet5": {"padding": 2}}[name]
     channels = params["Conv_1"]["kernel"].shape[-1]
@@ -50,16 +59,39 @@ def _resnet(params: Mapping[str, Any], stats: Mapping[str, Any]):
         def forward(self, x):
             return nn.functional.relu(self.main(x) + self.shortcut(x))
 
-    names = sorted(name for name in params if name.startswith("BasicBlock"))
+    def stride(number, params):  # a stage begins with a projection, but for the first
+        return 2 if number > 0 and "shortcut" in params else 1
+
+    blocks = [f"BasicBlock_{i}" for i in range(sum(name.startswith("Basic") for name in params))]
     return nn.Sequential(
         _conv(params["Conv_0"], padding=1),
         _norm(params["BatchNorm_0"], stats["BatchNorm_0"]),
         nn.ReLU(),
-        *(Block(params[n], stats[n], 1 if i == 0 else 2) for i, n in enumerate(names)),
+        *(Block(params[n], stats[n], stride(i, params[n])) for i, n in enumerate(blocks)),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
         _dense(params["Dense_0"]),
     )
+
+
+def _vgg(params: Mapping[str, Any], stats: Mapping[str, Any], depths: tuple[int, ...]):
+    from torch import nn
+
+    layers, ends = [], np.cumsum(depths)
+    for number in range(ends[-1]):
+        norm = f"BatchNorm_{number}"
+        layers += [
+            _conv(params[f"Conv_{number}"], padding=1),
+            _norm(params[norm], stats[norm]),
+            nn.ReLU(),
+        ]
+        if number + 1 in ends[:-1]:
+            layers.append(nn.MaxPool2d(2))
+    layers.append(nn.Flatten())
+    channels = params[f"Conv_{ends[-1] - 1}"]["kernel"].shape[-1]
+    for number in range(sum(name.startswith("Dense") for name in params)):
+        layers += [_dense(params[f"Dense_{number}"], channels if number == 0 else 1), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
 
 
 def _conv(params: Mapping[str, np.ndarray], *, stride: int = 1, padding: int = 0):
