@@ -10,9 +10,11 @@ from prunejax.evaluation.robustness import (
     predict,
     robust_accuracy,
 )
+from prunejax.evaluation.sensitivity import accuracy_under
 
 __all__ = [
     "Protocol",
+    "accuracy_under",
     "at_budget",
     "clean_accuracy",
     "evaluate",

@@ -1,7 +1,94 @@
-"""Densities from how much each layer suffers when it alone is pruned."""
+"""Densities from how much each layer suffers when it alone is pruned.
 
+table = sensitivity.measure(params, pruner, (0.1, 0.3, 0.5), accuracy)
+units = {path: layer.units for path, layer in pruner.layers(params).items()}
+pruner = dataclasses.replace(pruner, allocation=sensitivity.densities(table, units, 0.2))
+mask = pruning.prune(params, 0.8, pruner)
+"""
+
+import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from prunejax import masks
+from prunejax.pruning.criteria import CRITERIA
+from prunejax.pruning.evidence import Criterion, Evidence
+from prunejax.pruning.pruner import Pruner, prune
+
+Params = Any
+Table = dict[str, dict[float, float]]
+
+
+def measure(
+    params: Params,
+    pruner: Pruner,
+    densities: Sequence[float],
+    accuracy: Callable[[Params], float],
+    *,
+    evidence: Evidence | None = None,
+) -> Table:
+    """How accurate the network is when one layer alone is pruned: `A_l(d)`, layer by density.
+
+        A_l(d) = accuracy(w with layer l at density d, all other layers dense),
+
+    the sensitivity analysis of Li et al. (2017, section 3). `accuracy` may be any score, so that
+    robust accuracy (`evaluation.accuracy_under`) shows which layers robustness depends on. All
+    layers are scored once, on the dense network; density 1 is measured once for all of them.
+
+    Args:
+      params: pytree of parameters.
+      pruner: its criterion, granularity, paths and guard choose what each layer loses; its
+        allocation is not used.
+      densities: shares of a layer's units to keep, in (0, 1]; 1 is always measured.
+      accuracy: masked parameters -> a number, higher is better; called once for each layer and
+        density below 1, and once for the dense network.
+      evidence: for criteria that need more than the weights.
+
+    Returns:
+      path -> density -> accuracy, which `densities` takes; densities increase.
+
+    Raises:
+      ValueError: no density or one outside (0, 1], one that the granularity cannot have, a pattern
+        that matches no weight, or missing evidence.
+    """
+    wanted = sorted({float(density) for density in densities})
+    if not wanted or not all(0 < density <= 1 for density in wanted):
+        raise ValueError(f"densities is {tuple(densities)}; some in (0, 1] are needed.")
+    alone = _each_alone(params, pruner, evidence)
+    pruned = [density for density in wanted if density < 1]
+    for own in alone.values():
+        for density in pruned:
+            own.removal(params, 1 - density)  # refuses what cannot be, before anything is measured
+    dense = float(accuracy(params))
+
+    def at(own, density):
+        return float(accuracy(masks.apply(params, prune(params, 1 - density, own))))
+
+    return {
+        path: {density: at(own, density) for density in pruned} | {1.0: dense}
+        for path, own in alone.items()
+    }
+
+
+def _each_alone(params: Params, pruner: Pruner, evidence: Evidence | None) -> dict[str, Pruner]:
+    """By path a pruner of that layer alone, with the scores of the dense network."""
+    evidence = Evidence() if evidence is None else evidence
+    key = jax.random.key(0) if evidence.key is None else evidence.key
+    pruner.check(evidence._replace(key=key))
+    paths = pruner.paths(params)
+    named = isinstance(pruner.criterion, str)
+    criterion: Criterion = CRITERIA[pruner.criterion] if named else pruner.criterion
+    found = criterion.score(params, evidence._replace(key=key, paths=paths))
+    scored = dataclasses.replace(criterion, score=lambda params, evidence: found, needs=())
+    return {
+        path: dataclasses.replace(
+            pruner, criterion=scored, allocation="uniform", include=(path,), exclude=()
+        )
+        for path in paths
+    }
 
 
 def densities(

@@ -3,7 +3,8 @@
 small = shrinking.shrink(classifier, mask, image_shape=(32, 32, 3))
 """
 
-from prunejax.shrinking.channel_pruning import block_scores, channel_mask, channel_scores
+from prunejax.shrinking.block_pruning import block_scores, lowest_blocks
+from prunejax.shrinking.channel_pruning import channel_mask, channel_scores
 from prunejax.shrinking.iterate import Round, iterate
 from prunejax.shrinking.residual import Block, blocks
 from prunejax.shrinking.shrink import carried, groups, kept_channels, remove_blocks, shrink
@@ -25,6 +26,7 @@ __all__ = [
     "groups",
     "iterate",
     "kept_channels",
+    "lowest_blocks",
     "of",
     "remove_blocks",
     "shrink",

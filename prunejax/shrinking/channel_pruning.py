@@ -12,7 +12,7 @@ from prunejax import masks, names, trees
 from prunejax.pruning import selection
 from prunejax.pruning.evidence import Evidence
 from prunejax.pruning.pruner import Pruner
-from prunejax.shrinking import residual, shrink, structure
+from prunejax.shrinking import shrink, structure
 from prunejax.shrinking.structure import Structure
 
 ALLOCATIONS = ("uniform", "global")
@@ -72,33 +72,20 @@ def channel_scores(
 ) -> np.ndarray:
     """`[channels]`: the mean score of each channel's makers; 0 where none is scored."""
     total, makers = np.zeros(traced.number), np.zeros(traced.number)
-    for path, scores in _unit_scores(params, pruner, evidence).items():
+    for path, scores in unit_scores(params, pruner, evidence).items():
         channels = traced.along(f"params/{path}")[-1]  # outputs come last, in filters and columns
         np.add.at(total, channels, scores.ravel())
         np.add.at(makers, channels, 1)
     return total / np.maximum(makers, 1)
 
 
-def block_scores(
-    traced: Structure, params: Any, pruner: Pruner, evidence: Evidence | None = None
-) -> dict[str, float]:
-    """For each residual block that can be left out: the mean score of its last layer's units.
+def unit_scores(
+    params: Any, pruner: Pruner, evidence: Evidence | None = None
+) -> dict[str, np.ndarray]:
+    """Of filters and columns, by path; their shapes broadcast against the weights.
 
-    That layer is what the block adds to its input (Jordao & Pedrini 2021 score the normalisation
-    behind it). Remove the lowest with `remove_blocks`.
-
-    Args:
-      traced: the network's structure.
-      params: its parameters.
-      pruner: its criterion and aggregate; no path may be excluded.
-      evidence: for criteria that need more than the weights.
+    Args and errors as in `channel_mask`.
     """
-    scores = _unit_scores(params, pruner, evidence)
-    return {block.name: float(scores[block.last].mean()) for block in residual.blocks(traced)}
-
-
-def _unit_scores(params: Any, pruner: Pruner, evidence: Evidence | None) -> dict[str, np.ndarray]:
-    """Of filters and columns, by path; their shapes broadcast against the weights."""
     evidence = Evidence(key=jax.random.key(0)) if evidence is None else evidence
     ranks = {path: jnp.ndim(leaf) for path, leaf in trees.flatten(params).items()}
     allowed = trees.prunable(params, pruner.include, pruner.exclude)

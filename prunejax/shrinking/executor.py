@@ -18,6 +18,7 @@ def run(
     kept: np.ndarray,
     inputs: Mapping[core.Var, Any],
     replaced: Mapping[core.Var, core.Var] | None = None,
+    switched: Mapping[core.Var, tuple[core.Var, Any]] | None = None,
 ) -> list[Any]:
     """The outputs of a program whose inputs have lost channels.
 
@@ -28,16 +29,18 @@ def run(
       inputs: the smaller inputs; those that nothing needs any more may be missing.
       replaced: variables to take another's value instead of their own: what lies between is left
         out (a residual block's output, say, and its input).
+      switched: variables to take an earlier one's value instead of their own where a condition
+        holds, a boolean that may be traced: nothing is left out, but one program serves many cases.
 
     Returns:
       The program's outputs, without the channels that are gone; None for those that need a missing
       input.
     """
-    replaced = {} if replaced is None else replaced
+    replaced = _resolved({} if replaced is None else replaced)
     values = {**program.constants, **inputs}
     known = _known(program, values, replaced)
     outputs = [atom if atom in known else None for atom in program.outputs]
-    runner = _Runner(channels, kept, values, replaced)
+    runner = _Runner(channels, kept, values, replaced, {} if switched is None else switched)
     for eqn in _needed(program, outputs, replaced):
         runner.step(eqn)
     return [None if atom is None else runner.read(atom) for atom in outputs]
@@ -56,6 +59,17 @@ def is_relu(eqn: core.JaxprEqn) -> bool:
 def kept_positions(channels: Channels, kept: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """`[n]` booleans: which positions of an axis with these labels are left."""
     return kept[channels.channel[labels]]
+
+
+def _resolved(replaced: Mapping[core.Var, core.Var]) -> dict[core.Var, core.Var]:
+    """What each variable is replaced by in the end: after two blocks, the first one's input."""
+
+    def end(variable):
+        while variable in replaced:
+            variable = replaced[variable]
+        return variable
+
+    return {variable: end(variable) for variable in replaced}
 
 
 def _known(program: jaxprs.Flat, values: Mapping, replaced: Mapping) -> set[core.Var]:
@@ -79,8 +93,16 @@ def _needed(program: jaxprs.Flat, outputs: Sequence, replaced: Mapping) -> list[
 
 
 class _Runner:
-    def __init__(self, channels: Channels, kept: np.ndarray, values: dict, replaced: Mapping):
-        self.channels, self.kept, self.values, self.replaced = channels, kept, values, replaced
+    def __init__(
+        self,
+        channels: Channels,
+        kept: np.ndarray,
+        values: dict,
+        replaced: Mapping,
+        switched: Mapping,
+    ):
+        self.channels, self.kept, self.values = channels, kept, values
+        self.replaced, self.switched = replaced, switched
 
     def read(self, atom: Any) -> Any:
         if not jaxprs.is_variable(atom):
@@ -116,6 +138,9 @@ class _Runner:
             changed = PARAMETERS[name](self, eqn) if name in PARAMETERS else {}
             outputs = jaxprs.evaluate(eqn, inputs, **changed)
         self.values.update(zip(eqn.outvars, outputs, strict=True))
+        for out in self.switched.keys() & set(eqn.outvars):
+            other, condition = self.switched[out]
+            self.values[out] = jnp.where(condition, self.read(other), self.values[out])
 
     def fitted(self, x: Any, atom: Any, out: core.Var) -> Any:
         """An input without the positions that its partner has lost."""

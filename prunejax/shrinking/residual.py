@@ -1,5 +1,6 @@
 """Residual blocks with an identity shortcut: x + f(x), which can be left out as a whole."""
 
+import itertools
 import os
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -17,13 +18,14 @@ class Block(NamedTuple):
 
     Attributes:
       name: the module that all of its variables belong to, such as "BasicBlock_2".
-      shortcut, output: the x and the x + f(x) of the program.
+      shortcut, branch, output: the x, the f(x) and the x + f(x) of the program.
       variables: paths of what only f uses, such as "params/BasicBlock_2/Conv_0/kernel".
       last: path of the last weight of f among the parameters, whose units score the block.
     """
 
     name: str
     shortcut: core.Var
+    branch: core.Var
     output: core.Var
     variables: tuple[str, ...]
     last: str
@@ -34,6 +36,9 @@ def blocks(traced: Structure) -> list[Block]:
 
     A sum of two activations, one of which is made from the other by at least one layer.
     Blocks whose shortcut is a layer too (they change the shape) are none of these.
+
+    Raises:
+      ValueError: two blocks inside one module, which have no name of their own.
     """
     program = traced.program
     maker = {out: eqn for eqn in program.eqns for out in eqn.outvars}
@@ -58,7 +63,13 @@ def blocks(traced: Structure) -> list[Block]:
                 variables = tuple(paths[variable] for variable in own)
                 name = _common([path.partition("/")[2] for path in variables])
                 last = _last_weight(program, between, traced.variables)
-                found.append(Block(name, shortcut, eqn.outvars[0], variables, last))
+                found.append(Block(name, shortcut, branch, eqn.outvars[0], variables, last))
+    for block, next_one in itertools.combinations(found, 2):
+        if block.name == next_one.name:
+            raise ValueError(
+                f"apply_fn adds {block.last!r} and {next_one.last!r} to their inputs inside one "
+                f"module, {block.name!r}; give each residual block a module of its own."
+            )
     return found
 
 

@@ -1,9 +1,13 @@
-"""Densities of equal accuracy, where they are known."""
+"""Densities of equal accuracy, and the accuracies behind them, where they are known."""
 
+import dataclasses
+
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prunejax.pruning import Pruner, sensitivity
+from prunejax import masks
+from prunejax.pruning import Evidence, Pruner, prune, sensitivity
 
 
 def linear(slopes, densities):
@@ -69,3 +73,86 @@ def test_the_result_is_an_allocation():
 def test_tables_that_make_no_sense_are_named(table, density, message):
     with pytest.raises(ValueError, match=message):
         sensitivity.densities(table, {"a": 10}, density)
+
+
+# -- measured tables -------------------------------------------------------------------------------
+
+SIZE = 10
+
+
+def two_layers():
+    """Of n images the i-th is right as long as weight i of "vital" is; "useless" moves nothing."""
+    rng = np.random.default_rng(0)
+    weights = {name: rng.permutation(SIZE).reshape(SIZE, 1) + 1.0 for name in ("useless", "vital")}
+    return {name: jnp.asarray(weight, jnp.float32) for name, weight in weights.items()}
+
+
+def accuracy(params):
+    same_for_both = np.asarray(params["useless"]).sum()
+    logits = same_for_both + np.stack([np.zeros(SIZE), np.asarray(params["vital"])[:, 0]], axis=1)
+    return np.mean(logits.argmax(axis=1) == 1)  # of equal ones the first
+
+
+@pytest.mark.parametrize("criterion", ["magnitude", "random"])
+def test_a_table_that_is_known(criterion):
+    table = sensitivity.measure(two_layers(), Pruner(criterion), (0.8, 0.3, 0.54), accuracy)
+    # Each weight of the vital layer carries one image, whichever they are: A(d) = d, in tenths.
+    assert table["vital"] == pytest.approx({0.3: 0.3, 0.54: 0.5, 0.8: 0.8, 1.0: 1.0})
+    assert table["useless"] == dict.fromkeys((0.3, 0.54, 0.8, 1.0), 1.0)
+
+
+def test_what_is_measured_is_one_layer_pruned_by_the_pruners_criterion():
+    rng = np.random.default_rng(1)
+    params = {
+        name: jnp.asarray(rng.normal(size=shape), jnp.float32)
+        for name, shape in {"a": (3, 3, 2, 8), "b": (3, 3, 8, 6), "head": (6, 4)}.items()
+    }
+    gradient = {name: jnp.asarray(rng.normal(size=w.shape)) for name, w in params.items()}
+    evidence = Evidence(grads=gradient)
+    pruner = Pruner("taylor", granularity="filter", allocation="global")
+    seen = []
+
+    def accuracy(params):
+        seen.append({name: np.asarray(w) for name, w in params.items()})
+        return float(len(seen))
+
+    table = sensitivity.measure(params, pruner, [0.5], accuracy, evidence=evidence)
+
+    # A dense layer has no filters; the dense network is looked at once, and first.
+    assert table == {"a": {0.5: 2.0, 1.0: 1.0}, "b": {0.5: 3.0, 1.0: 1.0}}
+    for name, pruned in zip(("a", "b"), seen[1:], strict=True):
+        effect = np.square((params[name] * gradient[name]).sum(axis=(0, 1, 2)))
+        kept = effect >= np.median(effect)
+        np.testing.assert_array_equal(pruned[name], params[name] * kept)
+        for other in params.keys() - {name}:
+            np.testing.assert_array_equal(pruned[other], params[other])
+
+
+def test_measured_densities_protect_the_vital_layer():
+    params = two_layers()
+    table = sensitivity.measure(params, Pruner(), (0.1, 0.5), accuracy)
+    units = {path: layer.units for path, layer in Pruner().layers(params).items()}
+    allocation = sensitivity.densities(table, units, 0.55)
+    assert allocation == pytest.approx({"useless": 0.1, "vital": 1.0})
+    pruner = dataclasses.replace(Pruner(), allocation=allocation)
+    assert accuracy(masks.apply(params, prune(params, 0.45, pruner))) == 1.0
+    assert accuracy(masks.apply(params, prune(params, 0.45))) == pytest.approx(0.6)  # uniform
+
+
+@pytest.mark.parametrize(
+    ("options", "densities", "message"),
+    [
+        ({}, (), r"densities is \(\)"),
+        ({}, (0.0, 0.5), r"densities is \(0\.0, 0\.5\)"),
+        ({}, (0.5, 1.5), "densities is"),
+        ({"include": ("conv",)}, (0.5,), "conv"),
+        ({"criterion": "snip"}, (0.5,), "criterion 'snip' needs loss and batches"),
+        ({"granularity": "5:10"}, (0.3,), "0.7"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_anything_is(options, densities, message):
+    def accuracy(params):
+        raise AssertionError
+
+    with pytest.raises(ValueError, match=message):
+        sensitivity.measure(two_layers(), Pruner(**options), densities, accuracy)

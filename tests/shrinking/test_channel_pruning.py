@@ -171,15 +171,3 @@ def test_a_round_that_removes_nothing_is_an_error(resnet):
     )
     with pytest.raises(ValueError, match="choose removes no channel in round 1"):
         next(rounds)
-
-
-def test_blocks_are_scored_by_the_layer_that_they_end_with():
-    network = Network(models.create("resnet20", num_classes=5, width=4))
-    variables = network.init(jax.random.key(0), SHAPE)
-    traced = shrinking.of(network, variables, SHAPE)
-    scores = shrinking.block_scores(traced, variables["params"], Pruner())
-    # The first block of the second and third stage changes the shape.
-    assert sorted(scores) == [f"BasicBlock_{i}" for i in (0, 1, 2, 4, 5, 7, 8)]
-    for name, score in scores.items():
-        last = np.abs(variables["params"][name]["Conv_1"]["kernel"])
-        assert score == pytest.approx(last.mean(), rel=1e-5)

@@ -8,6 +8,8 @@ import pytest
 
 from prunejax import masks, models, shrinking, trees
 from prunejax.classifier import Classifier, Network
+from prunejax.models.resnet import ResNet
+from prunejax.models.wide_resnet import WideBlock
 
 SHAPE = (8, 8, 3)
 
@@ -162,6 +164,20 @@ def test_a_removed_block_is_a_block_of_zeros():
     assert_same_outputs(classifier.with_params(zeros), small)
     _, moved = small.apply_fn.train(small.variables, jnp.ones((2, *SHAPE)))
     assert "BasicBlock_0" not in moved["batch_stats"]
+
+
+def test_blocks_in_a_row_are_removed_together():
+    """Without a ReLU in between, one block's output is the next one's shortcut."""
+    module = ResNet(num_classes=5, depths=(3, 1), width=4, block=WideBlock)
+    classifier = classifier_of(module)
+    for gone in (["WideBlock_0", "WideBlock_1"], ["WideBlock_2", "WideBlock_0", "WideBlock_1"]):
+        small = shrinking.remove_blocks(classifier, gone, SHAPE)
+        zeros = trees.map_with_path(
+            lambda path, leaf, gone=gone: 0 * leaf if path.split("/")[0] in gone else leaf,
+            classifier.params,
+        )
+        assert not set(gone) & set(small.params)
+        assert_same_outputs(classifier.with_params(zeros), small)
 
 
 def test_channel_counts_are_rounded_up_to_a_multiple():

@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from prunejax import trees
 from prunejax.pruning.activations import layers
@@ -83,12 +82,11 @@ def kl(
     traced = check(apply_fn, variables, images, batch_size)
     ablate = _zero_units(traced) if ablate is None else ablate
     by_path = {}
-    with jax.default_matmul_precision("highest"):
-        for path, layer in traced.scored.items():
-            function = functools.partial(
-                _divergences, apply_fn, ablate, path, layer.units, variables
-            )
-            by_path[path] = in_batches(function, images, batch_size).mean(axis=0)
+    for path, layer in traced.scored.items():
+        divergences = _divergences(
+            apply_fn, ablate, path, layer.units, batch_size, variables, images
+        )
+        by_path[path] = divergences.mean(axis=0)
     return layers.scores(variables["params"], traced.layers, by_path)
 
 
@@ -110,13 +108,10 @@ def cka(
     if len(images) < 2:
         raise ValueError("images has one entry; features are compared by how they vary.")
     ablate = _zero_units(traced) if ablate is None else ablate
-    with jax.default_matmul_precision("highest"):
-        by_path = {
-            path: np.asarray(
-                _dissimilarities(apply_fn, ablate, path, layer.units, variables, images)
-            )
-            for path, layer in traced.scored.items()
-        }
+    by_path = {
+        path: _dissimilarities(apply_fn, ablate, path, layer.units, variables, images)
+        for path, layer in traced.scored.items()
+    }
     return layers.scores(variables["params"], traced.layers, by_path)
 
 
@@ -124,33 +119,40 @@ def _zero_units(traced: Traced) -> ZeroUnits:
     return ZeroUnits(tuple((path, layer.own) for path, layer in traced.layers.items()))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _divergences(apply_fn, ablate, path, units, variables, images):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+def _divergences(apply_fn, ablate, path, units, batch_size, variables, images):
     """`[N, units]` divergences."""
-    p = jax.nn.log_softmax(apply_fn(variables, images))
 
-    def without(unit):
-        q = jax.nn.log_softmax(apply_fn(ablate(variables, path, unit), images))
-        return jnp.sum(jnp.exp(q) * (q - p), axis=-1)
+    def of_batch(images):
+        p = jax.nn.log_softmax(apply_fn(variables, images))
 
-    return jax.lax.map(without, jnp.arange(units)).T
+        def without(unit):
+            q = jax.nn.log_softmax(apply_fn(ablate(variables, path, unit), images))
+            return jnp.sum(jnp.exp(q) * (q - p), axis=-1)
+
+        return jax.lax.map(without, jnp.arange(units)).T
+
+    return in_batches(of_batch, images, batch_size)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _dissimilarities(apply_fn, ablate, path, units, variables, images):
     """`[units]` dissimilarities."""
-    whole = _similarities(apply_fn, variables, images)
 
-    def without(unit):
-        rest = _similarities(apply_fn, ablate(variables, path, unit), images)
-        # |K - L|^2 / 2 = 1 - <K, L> for K and L of norm 1, without the cancellation.
-        half = jnp.sum((whole - rest) ** 2) / 2
-        return jnp.where(jnp.any(whole) != jnp.any(rest), 1.0, half)
+    def of_images(images):
+        whole = similarities(apply_fn, variables, images)
 
-    return jax.lax.map(without, jnp.arange(units))
+        def without(unit):
+            return dissimilarity(
+                whole, similarities(apply_fn, ablate(variables, path, unit), images)
+            )
+
+        return jax.lax.map(without, jnp.arange(units))
+
+    return in_batches(of_images, images, len(images))
 
 
-def _similarities(apply_fn, variables, images):
+def similarities(apply_fn, variables, images):
     """`[N, N]` inner products of the centred features, of norm 1, or zeros."""
     traced = layers.trace(apply_fn, variables, images)
     last = [path for path in traced.layers if path in traced.last][-1]
@@ -161,3 +163,9 @@ def _similarities(apply_fn, variables, images):
     norm = jnp.linalg.norm(gram)
     varies = norm > 1e-12 * jnp.sum(features**2)  # more than the mean's rounding error
     return jnp.where(varies, gram / jnp.where(varies, norm, 1), 0)
+
+
+def dissimilarity(first: jax.Array, second: jax.Array) -> jax.Array:
+    """1 - <K, L> for K and L of norm 1 or 0, as |K - L|^2 / 2: without the cancellation."""
+    half = jnp.sum((first - second) ** 2) / 2
+    return jnp.where(jnp.any(first) != jnp.any(second), 1.0, half)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from prunejax.canonical import canonical
 from prunejax.pruning.activations import layers
 from prunejax.pruning.activations.layers import ApplyFn, Params, Traced, Variables
 
@@ -32,7 +33,7 @@ def expected_abs(
       ValueError: no images, or a network without such layers.
     """
     traced = check(apply_fn, variables, images, batch_size)
-    samples = _per_sample(apply_fn, variables, images, _mean_abs, batch_size)
+    samples = _per_sample(apply_fn, mean_abs, batch_size, variables, images)
     means = {path: x.mean(axis=0) for path, x in samples.items()}
     return layers.scores(variables["params"], traced.layers, means)
 
@@ -48,7 +49,7 @@ def hrank(
     Args, Returns and Raises as in `expected_abs`; scores in [0, min(H, W)].
     """
     traced = check(apply_fn, variables, images, batch_size)
-    samples = _per_sample(apply_fn, variables, images, _rank, batch_size)
+    samples = _per_sample(apply_fn, rank, batch_size, variables, images)
     means = {path: x.mean(axis=0) for path, x in samples.items()}
     return layers.scores(variables["params"], traced.layers, means)
 
@@ -84,19 +85,26 @@ def pls_vip(
     """
     if len(labels) != len(images):
         raise ValueError(f"labels has {len(labels)} entries for {len(images)} images.")
-    if len(np.unique(labels)) < 2:
-        raise ValueError("labels holds fewer than two classes; PLS has nothing to tell apart.")
     traced = check(apply_fn, variables, images, batch_size)
-    pooled = _per_sample(apply_fn, variables, images, _maximum, batch_size)
-    importance = _vip(np.concatenate(list(pooled.values()), axis=1), np.asarray(labels))
+    pooled = _per_sample(apply_fn, maximum, batch_size, variables, images)
+    features = jnp.concatenate(list(pooled.values()), axis=1)
+    if isinstance(features, jax.core.Tracer) or isinstance(labels, jax.core.Tracer):
+        shape = jax.ShapeDtypeStruct(features.shape[1:], jnp.float32)
+        importance = jax.pure_callback(vip, shape, features, labels)
+    else:
+        importance = vip(features, labels)
     ends = np.cumsum([x.shape[1] for x in pooled.values()])[:-1]
-    by_path = dict(zip(pooled, np.split(importance, ends), strict=True))
+    by_path = dict(zip(pooled, jnp.split(importance, ends), strict=True))
     return layers.scores(variables["params"], traced.layers, by_path)
 
 
-def _vip(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def vip(features: jax.Array, labels: jax.Array) -> np.ndarray:
+    """`[p]`: the VIP of each of p features `[N, p]` for the labels `[N]`; see `pls_vip`."""
     from sklearn.cross_decomposition import PLSRegression
 
+    features, labels = np.asarray(features), np.asarray(labels)
+    if len(np.unique(labels)) < 2:
+        raise ValueError("labels holds fewer than two classes; PLS has nothing to tell apart.")
     if not np.ptp(features, axis=0).any():
         raise ValueError("images give each filter one and the same map; PLS has nothing to use.")
     one_hot = (labels[:, None] == np.unique(labels)).astype(np.float64)
@@ -107,7 +115,7 @@ def _vip(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
     # Where nothing is left for the second component, its weights are zeros.
     norms = np.maximum(np.linalg.norm(weights, axis=0), np.finfo(np.float64).tiny)
     share = (weights / norms) ** 2 @ explained / explained.sum()
-    return np.sqrt(features.shape[1] * share)
+    return np.sqrt(features.shape[1] * share).astype(np.float32)
 
 
 def check(apply_fn: ApplyFn, variables: Variables, images: jax.Array, batch_size: int) -> Traced:
@@ -131,43 +139,46 @@ def check(apply_fn: ApplyFn, variables: Variables, images: jax.Array, batch_size
 
 
 def in_batches(function: Callable[[jax.Array], Any], images: jax.Array, batch_size: int) -> Any:
-    """What a function of `[n, ...]` images gives, over all images; it is called with one size."""
-    batch_size = min(batch_size, len(images))
-    padding = -len(images) % batch_size
-    padded = jnp.concatenate([images, images[:padding]])
-    parts = [
-        jax.device_get(function(padded[start : start + batch_size]))
-        for start in range(0, len(padded), batch_size)
-    ]
-    return jax.tree.map(lambda *xs: np.concatenate(xs)[: len(images)], *parts)
+    """What a function of `[n, ...]` images gives, over all images, in full float32."""
 
+    def of_all(images):
+        if len(images) <= batch_size:
+            return function(images)
+        padded = jnp.concatenate([images, images[: -len(images) % batch_size]])
+        parts = jax.lax.map(function, padded.reshape(-1, batch_size, *images.shape[1:]))
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: len(images)], parts)
 
-def _per_sample(apply_fn, variables, images, statistic, batch_size) -> dict[str, np.ndarray]:
-    """By path `[N, units]`: a statistic of each sample's map."""
-    function = functools.partial(_statistics, apply_fn, statistic, variables)
     with jax.default_matmul_precision("highest"):
-        return in_batches(function, images, batch_size)
+        return canonical(of_all)(images)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _statistics(apply_fn, statistic, variables, images):
-    traced = layers.trace(apply_fn, variables, images)
-    maps = traced.maps(traced.scored, variables, images)
-    return {path: statistic(x) for path, x in maps.items()}
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _per_sample(apply_fn, statistic, batch_size, variables, images) -> dict[str, jax.Array]:
+    """By path `[N, units]`: a statistic of each sample's map."""
+
+    def of_batch(images):
+        traced = layers.trace(apply_fn, variables, images)
+        maps = traced.maps(traced.scored, variables, images)
+        return {path: statistic(x) for path, x in maps.items()}
+
+    return in_batches(of_batch, images, batch_size)
 
 
 # -- statistics of maps [N, ..., units] -> [N, units]
 
 
-def _mean_abs(maps: jax.Array) -> jax.Array:
+def mean_abs(maps: jax.Array) -> jax.Array:
+    """The mean over positions of |map|."""
     return jnp.abs(maps).mean(axis=tuple(range(1, maps.ndim - 1)))
 
 
-def _maximum(maps: jax.Array) -> jax.Array:
+def maximum(maps: jax.Array) -> jax.Array:
+    """The maximum over positions."""
     return maps.max(axis=tuple(range(1, maps.ndim - 1)))
 
 
-def _rank(maps: jax.Array) -> jax.Array:
+def rank(maps: jax.Array) -> jax.Array:
+    """The rank of each map as an H x W matrix."""
     matrices = jnp.moveaxis(maps, -1, 1)
     height = matrices.shape[2] if matrices.ndim > 2 else 1
     return jnp.linalg.matrix_rank(matrices.reshape(*matrices.shape[:2], height, -1))
