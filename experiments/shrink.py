@@ -124,21 +124,13 @@ def shrink(
 
 def _evidence(classifier: Classifier, method: methods.Method, dataset: data.Dataset, seed: int):
     """Training examples, and the method's own objective, adversarial where that is."""
-    collections = {k: v for k, v in classifier.variables.items() if k != "params"}
-    objective = method.phases(steps_per_epoch=1)[-1].objective
-    key = jax.random.key(seed)
-
-    def loss(params, batch):
-        variables = {"params": params, **collections}
-        return objective(classifier.apply_fn, variables, *batch, key)[0]
-
-    return pruning.Evidence(
-        key=key,
-        loss=loss,
-        batches=((jnp.asarray(dataset.images, jnp.float32) / 255, jnp.asarray(dataset.labels)),),
-        network=classifier.apply_fn,
-        variables=collections,
-        input_shape=dataset.image_shape,
+    return training.evidence(
+        classifier.apply_fn,
+        classifier.variables,
+        method.phases(steps_per_epoch=1)[-1].objective,
+        jnp.asarray(dataset.images),
+        jnp.asarray(dataset.labels),
+        jax.random.key(seed),
     )
 
 

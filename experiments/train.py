@@ -52,7 +52,7 @@ def train(
     validate = _validation(config, validation_set)
     select = _selection(config)
     start = _start(config, network, train_set)
-    training.check(start, phases)
+    training.check(network, start, phases, train_set)
     is_first = jax.process_index() == 0
     if is_first:
         run_directory.open_run(workdir, config)

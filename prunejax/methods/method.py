@@ -118,6 +118,20 @@ class PruningMethod(Method):
             guard=self.guard,
         )
 
+    def require_a_criterion_of_weights(self) -> None:
+        """For methods that prune inside the optimiser, where there are weights and a gradient.
+
+        Raises:
+          ValueError: a criterion that looks at data or at the network.
+        """
+        try:
+            self.pruner().check(pruning.Evidence(key=(), grads=()))
+        except ValueError as error:
+            raise ValueError(
+                f"criterion is {self.criterion!r}, which needs more than weights and gradients; "
+                "the methods 'one_shot', 'iterative' and 'lottery' give it data."
+            ) from error
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GradualMethod(PruningMethod):
@@ -135,6 +149,7 @@ class GradualMethod(PruningMethod):
 
     def __post_init__(self):
         super().__post_init__()
+        self.require_a_criterion_of_weights()
         if not 0 <= self.pruning_epochs < self.epochs:
             raise ValueError(
                 f"pruning_epochs is {self.pruning_epochs}; "

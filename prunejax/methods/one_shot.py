@@ -12,21 +12,25 @@ class OneShot(PruningMethod):
     """All at once, by global magnitude unless told otherwise (Sehwag et al. 2020, LWM baseline).
 
     Attributes:
-      adversarial: fine-tune on PGD examples instead of clean ones.
+      adversarial: fine-tune on PGD examples instead of clean ones; criteria of the gradient take
+        that of the same objective.
+      examples: training examples for criteria that look at data.
     """
 
     allocation: str = "global"
     adversarial: bool = True
+    examples: int = 256
 
     def phases(self, steps_per_epoch: int) -> tuple[Phase, ...]:
         """One phase, which prunes at its beginning."""
         objective = self.cross_entropy(adversarial=self.adversarial)
         tx = self.tx(self.epochs * steps_per_epoch)
 
-        def begin(params, mask, key):
-            del mask
-            mask = pruning.prune(params, self.sparsity, self.pruner(), key=key)
-            return masks.apply(params, mask), (), mask
+        def begin(start):
+            mask = pruning.prune(
+                start.params, self.sparsity, self.pruner(), evidence=start.evidence
+            )
+            return masks.apply(start.params, mask), (), mask
 
         return (
             Phase(
@@ -35,5 +39,6 @@ class OneShot(PruningMethod):
                 objective=objective,
                 optimizer=lambda mask: pruning.masked(tx, mask),
                 begin=begin,
+                examples=self.examples,
             ),
         )

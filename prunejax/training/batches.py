@@ -24,6 +24,11 @@ def epoch_indices(number: int, batch_size: int, seed: int, epoch: int) -> np.nda
     return order[: number // batch_size * batch_size].reshape(-1, batch_size)
 
 
+def some(number: int, wanted: int, seed: int) -> np.ndarray:
+    """`[wanted]` indices of different examples, drawn at random; all of them where it has fewer."""
+    return np.random.default_rng((seed, number)).permutation(number)[:wanted]
+
+
 def to_devices(dataset: Dataset, indices: np.ndarray, mesh: Mesh) -> tuple[jax.Array, jax.Array]:
     """Images uint8 `[steps, B, H, W, C]` and labels `[steps, B]`, sharded along the batch.
 

@@ -19,7 +19,8 @@ from prunejax.canonical import canonical
 from prunejax.classifier import Classifier, Network, Variables
 from prunejax.data import Dataset, augment
 from prunejax.training import batches, checkpoints
-from prunejax.training.phase import Phase
+from prunejax.training.evidence import evidence
+from prunejax.training.phase import Phase, Start
 
 # A chunk's images travel to the device together.
 CHUNK_BYTES = 64 * 2**20
@@ -95,7 +96,7 @@ def train(
       ValueError: no phases, or a batch size that the data or the devices cannot have.
       DivergedError: a loss that is not finite; the last checkpoint is good.
     """
-    check(start, phases)
+    check(network, start, phases, dataset)
     mesh = batches.data_mesh() if mesh is None else mesh
     if batch_size % mesh.size:
         raise ValueError(
@@ -107,22 +108,26 @@ def train(
     everywhere = NamedSharding(mesh, PartitionSpec())
     resumed = store.latest() if store else None
 
-    current, epochs_before = _on_host(start), 0
+    current, remembered, epochs_before = _on_host(start), None, 0
     for number, phase in enumerate(phases):
-        begin = functools.partial(_begin, phase, draw=(seed, number))
-        shapes = jax.eval_shape(begin, current)
+        if phase.remembers:
+            remembered = current.variables["params"]
+        begin = functools.partial(_begin, network, phase, draw=(seed, number))
+        found = current, remembered, _examples(dataset, phase.examples, seed)
+        shapes = jax.eval_shape(begin, *found)
         end_shapes = jax.eval_shape(functools.partial(_end, phase), shapes)
         if resumed and number < resumed.phase:
             current, epochs_before = end_shapes, epochs_before + phase.epochs
             continue
         if resumed and number == resumed.phase:
             first_epoch, best_value = resumed.epoch, resumed.best_value
-            template = {"state": shapes, "best": end_shapes}
+            template = {"state": shapes, "best": end_shapes, "remembered": remembered}
             restored = jax.device_put(store.restore(resumed, template), everywhere)
             state, best = restored["state"], restored["best"]
+            remembered = _on_host(restored["remembered"])
         else:
             first_epoch, best_value = 0, -np.inf
-            state = jax.jit(begin, out_shardings=everywhere)(current)
+            state = jax.jit(begin, out_shardings=everywhere)(*found)
             best = None
         run_steps = compile_steps(network, phase, current.mask, (seed, number), shift, flip)
         end = jax.jit(functools.partial(_end, phase))
@@ -156,12 +161,13 @@ def train(
                 best, best_value = now, value if selectable else -np.inf
             if store and ((epoch + 1) % checkpoint_every == 0 or epoch + 1 == phase.epochs):
                 position = checkpoints.Position(number, epoch + 1, best_value)
-                store.save(global_epoch + 1, position, {"state": state, "best": best})
+                content = {"state": state, "best": best, "remembered": remembered}
+                store.save(global_epoch + 1, position, content)
         current, epochs_before = _on_host(end(state)), epochs_before + phase.epochs
     return best
 
 
-def check(start: Trained, phases: Sequence[Phase]) -> None:
+def check(network: Network, start: Trained, phases: Sequence[Phase], dataset: Dataset) -> None:
     """Walks through the phases by shape alone, so that a method that does not fit fails at once.
 
     Raises:
@@ -169,8 +175,12 @@ def check(start: Trained, phases: Sequence[Phase]) -> None:
     """
     if not phases:
         raise ValueError("phases is empty; a method has at least one phase.")
+    remembered = None
     for number, phase in enumerate(phases):
-        state = jax.eval_shape(functools.partial(_begin, phase, draw=(0, number)), start)
+        if phase.remembers:
+            remembered = start.variables["params"]
+        begin = functools.partial(_begin, network, phase, draw=(0, number))
+        state = jax.eval_shape(begin, start, remembered, _examples(dataset, phase.examples, 0))
         start = jax.eval_shape(functools.partial(_end, phase), state)
 
 
@@ -185,9 +195,19 @@ def _on_host(trained: Trained) -> Trained:
     return jax.tree.map(np.asarray, trained)
 
 
-def _begin(phase: Phase, current: Trained, *, draw: tuple[int, int]) -> TrainState:
+def _examples(dataset: Dataset, number: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels of some examples, the same on all processes."""
+    chosen = batches.some(len(dataset), number, seed)
+    return dataset.images[chosen], dataset.labels[chosen]
+
+
+def _begin(
+    network: Network, phase: Phase, current: Trained, remembered, examples, *, draw: tuple[int, int]
+) -> TrainState:
     collections = {**current.variables}
-    trainable, auxiliary, mask = phase.begin(collections.pop("params"), current.mask, _key(draw))
+    params = collections.pop("params")
+    known = evidence(network, current.variables, phase.objective, *examples, _key(draw))
+    trainable, auxiliary, mask = phase.begin(Start(params, current.mask, remembered, known))
     opt_state = phase.optimizer(mask).init(trainable)
     return TrainState(jnp.zeros((), jnp.int32), trainable, auxiliary, opt_state, collections)
 

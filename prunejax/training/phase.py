@@ -1,7 +1,8 @@
 """One stretch of training with one objective: what pruning methods are made of.
 
 A method is a sequence of phases. What passes from one to the next is `(params, mask)`: effective
-parameters and what is kept of them. Within a phase a method may train something else:
+parameters and what is kept of them; a phase may ask that those it begins with are remembered.
+Within a phase a method may train something else:
 
     method        trained            auxiliary              materialize         at begin / update
     one-shot      weights            -                      weights             begin: prune
@@ -10,13 +11,14 @@ parameters and what is kept of them. Within a phase a method may train something
     HARP          scores and rates   weights, gamma         weights * top-k(r)  update: gamma
     R-ADMM        weights            Z, U, rho              weights             update: Z, U, rho
     TwinRep       w1, w2             mask                   w1 * w2 * mask      update: prune once
+    lottery       weights            -                      weights             begin: prune, rewind
 
 The loop knows none of them: it calls the functions below.
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +30,22 @@ from prunejax.training.objectives import Objective
 Params = Any
 Mask = Any
 Auxiliary = Any
+
+
+class Start(NamedTuple):
+    """What a phase finds when it begins.
+
+    Attributes:
+      params, mask: of the network as the phase before left it.
+      remembered: the parameters that the last phase with `remembers` began with; None before.
+      evidence: the phase's random key, its network and objective, and as many training examples as
+        it asked for.
+    """
+
+    params: Params
+    mask: Mask
+    remembered: Params | None
+    evidence: pruning.Evidence
 
 
 def _mask_in_optimizer(trainable: Any, auxiliary: Auxiliary, opt_state: optax.OptState) -> Mask:
@@ -44,7 +62,9 @@ class Phase:
       epochs: its length.
       objective: what is minimised.
       optimizer: `mask -> optax optimiser`, given the mask that `begin` decided on.
-      begin: `(params, mask, key) -> (trainable, auxiliary, mask)`.
+      begin: `Start -> (trainable, auxiliary, mask)`, compiled.
+      examples: training examples, drawn at random, for the evidence that `begin` finds.
+      remembers: keep the parameters that this phase begins with for the phases after it.
       materialize: `(trainable, auxiliary) -> params`, differentiable: the network's parameters.
       penalty: `(trainable, auxiliary) -> scalar`, added to the objective.
       update: `(trainable, auxiliary, step) -> (trainable, auxiliary)` after each optimiser step;
@@ -58,9 +78,13 @@ class Phase:
     epochs: int
     objective: Objective
     optimizer: Callable[[Mask], optax.GradientTransformation]
-    begin: Callable[[Params, Mask, jax.Array], tuple[Any, Auxiliary, Mask]] = (
-        lambda params, mask, key: (params, (), mask)
+    begin: Callable[[Start], tuple[Any, Auxiliary, Mask]] = lambda start: (
+        start.params,
+        (),
+        start.mask,
     )
+    examples: int = 0
+    remembers: bool = False
     materialize: Callable[[Any, Auxiliary], Params] = lambda trainable, auxiliary: trainable
     penalty: Callable[[Any, Auxiliary], jax.Array] = lambda trainable, auxiliary: jnp.zeros(())
     update: Callable[[Any, Auxiliary, jax.Array], tuple[Any, Auxiliary]] = (
@@ -73,4 +97,8 @@ class Phase:
         if self.epochs < 1:
             raise ValueError(
                 f"epochs of phase {self.name!r} is {self.epochs}; at least 1 is needed."
+            )
+        if self.examples < 0:
+            raise ValueError(
+                f"examples of phase {self.name!r} is {self.examples}; it cannot be negative."
             )

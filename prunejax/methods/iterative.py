@@ -1,0 +1,64 @@
+"""Rounds of pruning and retraining, each of which takes the same share of what is left."""
+
+import dataclasses
+
+from prunejax import masks, pruning
+from prunejax.methods.method import PruningMethod
+from prunejax.training.phase import Params, Phase, Start
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Iterative(PruningMethod):
+    """Prune, retrain, prune again (Han et al. 2015).
+
+    After round i of r the sparsity is `1 - (1 - sparsity)^(i / r)`. Merkle et al. (2021) prune so,
+    to compression rates from 2 to 64: `sparsity=1 - 1/64, rounds=6`.
+
+    Attributes:
+      epochs: of retraining, in each round.
+      rounds: of pruning.
+      adversarial: train on PGD examples instead of clean ones; criteria of the gradient take that
+        of the same objective.
+      examples: training examples for criteria that look at data.
+    """
+
+    allocation: str = "global"
+    rounds: int = 5
+    adversarial: bool = True
+    examples: int = 256
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.rounds < 1:
+            raise ValueError(f"rounds is {self.rounds}; at least 1 is needed.")
+
+    def phases(self, steps_per_epoch: int) -> tuple[Phase, ...]:
+        """One phase a round; networks of the last one count as pruned."""
+        objective = self.cross_entropy(adversarial=self.adversarial)
+        tx = self.tx(self.epochs * steps_per_epoch)
+        schedule = pruning.constant_rate(self.sparsity, end=self.rounds - 1, frequency=1)
+        return tuple(
+            Phase(
+                name=f"round {number}",
+                epochs=self.epochs,
+                objective=objective,
+                optimizer=lambda mask: pruning.masked(tx, mask),
+                begin=lambda start, sparsity=sparsity: self._begin(start, sparsity),
+                examples=self.examples,
+                selectable_from=0 if number == self.rounds else None,
+            )
+            for number, (_, sparsity) in enumerate(schedule, start=1)
+        )
+
+    def weights(self, start: Start) -> Params:
+        """The weights from which a round trains what is left of the network."""
+        return start.params
+
+    def _begin(self, start: Start, sparsity: float):
+        pruner = self.pruner()
+        # The first round finds the dense mask, in which every leaf is a scalar.
+        before = masks.intersect(start.mask, pruner.initial(start.params))
+        mask = pruning.prune(
+            start.params, sparsity, pruner, current=before, evidence=start.evidence
+        )
+        return masks.apply(self.weights(start), mask), (), mask

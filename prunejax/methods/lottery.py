@@ -1,0 +1,49 @@
+"""Lottery tickets: what is left after each round starts again from its early weights."""
+
+import dataclasses
+
+from prunejax.methods.iterative import Iterative
+from prunejax.training.phase import Params, Phase, Start
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Lottery(Iterative):
+    """Iterative pruning with rewinding (Frankle & Carbin 2019; Frankle et al. 2020).
+
+    The dense network is trained for `rewind_epochs`, which ends at the weights w_k, and for
+    `epochs` more. Each round then prunes by the trained weights, goes back to w_k for what is
+    left, and trains it for `epochs`.
+
+    Attributes:
+      rewind_epochs: epochs before the weights that are gone back to; 0 for the initial ones.
+    """
+
+    adversarial: bool = False
+    rewind_epochs: int = 0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.rewind_epochs < 0:
+            raise ValueError(f"rewind_epochs is {self.rewind_epochs}; it cannot be negative.")
+
+    def phases(self, steps_per_epoch: int) -> tuple[Phase, ...]:
+        """The dense network first, then one phase a round."""
+
+        def dense(name, epochs, **options):
+            tx = self.tx(epochs * steps_per_epoch)
+            return Phase(
+                name=name,
+                epochs=epochs,
+                objective=self.cross_entropy(adversarial=self.adversarial),
+                optimizer=lambda _: tx,
+                selectable_from=None,
+                **options,
+            )
+
+        early = (dense("early", self.rewind_epochs),) if self.rewind_epochs else ()
+        rounds = super().phases(steps_per_epoch)
+        return (*early, dense("dense", self.epochs, remembers=True), *rounds)
+
+    def weights(self, start: Start) -> Params:
+        """The remembered ones."""
+        return start.remembered

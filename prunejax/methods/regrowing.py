@@ -1,0 +1,66 @@
+"""Sparse from the first step on, with connections that move (RigL, SET)."""
+
+import dataclasses
+
+from prunejax import pruning
+from prunejax.methods.method import PruningMethod
+from prunejax.training.phase import Phase
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Regrowing(PruningMethod):
+    """Drops the worst weights now and then and grows as many others: `pruning.regrowing`.
+
+    With the defaults RigL (Evci et al. 2020), with `grow="random"` and `final_drop=drop` SET
+    (Mocanu et al. 2018).
+
+    Attributes:
+      regrowing_epochs: epochs from the first step until the mask stays.
+      mask_frequency: steps between two changes of the mask.
+      drop: share of a layer's weights that is dropped at first.
+      final_drop: the same at the end.
+      grow: "gradient" or "random".
+      adversarial: train on PGD examples instead of clean ones; "gradient" is that of the same
+        objective.
+    """
+
+    allocation: str = "erk"
+    regrowing_epochs: int = 22
+    mask_frequency: int = 100
+    drop: float = 0.3
+    final_drop: float = 0.0
+    grow: str = "gradient"
+    adversarial: bool = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.require_a_criterion_of_weights()
+        if not 1 <= self.regrowing_epochs <= self.epochs:
+            raise ValueError(
+                f"regrowing_epochs is {self.regrowing_epochs}; "
+                f"it must lie in [1, epochs = {self.epochs}]."
+            )
+        self._optimizer(steps_per_epoch=1)
+
+    def _optimizer(self, steps_per_epoch: int):
+        return pruning.regrowing(
+            self.tx(self.epochs * steps_per_epoch),
+            self.pruner(),
+            self.sparsity,
+            end=self.regrowing_epochs * steps_per_epoch,
+            frequency=self.mask_frequency,
+            drop=self.drop,
+            final_drop=self.final_drop,
+            grow=self.grow,
+        )
+
+    def phases(self, steps_per_epoch: int) -> tuple[Phase, ...]:
+        """One phase, at the target sparsity throughout."""
+        return (
+            Phase(
+                name="train",
+                epochs=self.epochs,
+                objective=self.cross_entropy(adversarial=self.adversarial),
+                optimizer=lambda _: self._optimizer(steps_per_epoch),
+            ),
+        )
