@@ -1,4 +1,4 @@
-r"""Makes a trained network smaller: prunes channels, removes them, fine-tunes, and again.
+r"""Makes a trained network smaller: removes channels or residual blocks, fine-tunes, and again.
 
     python -m experiments.shrink --config=experiments/configs/digits_shrink.py \
         --workdir=runs/small --config.init_from=runs/dense
@@ -50,6 +50,7 @@ def shrink(
     """
     settings = config.shrinking
     names.lookup("shrinking.target", settings.target, dict.fromkeys(COSTS))
+    names.lookup("shrinking.remove", settings.remove, REMOVE)
     if not config.init_from:
         raise ValueError("init_from is empty; name the folder of the run to make smaller.")
     method = methods.create(**config.method)
@@ -77,15 +78,9 @@ def shrink(
             workdir / "rounds" / str(len(rows) - 1), first, image_shape
         )
 
-    def choose(classifier):
-        traced = shrinking.of(classifier.apply_fn, classifier.variables, image_shape)
-        return shrinking.channel_mask(
-            traced,
-            classifier.variables,
-            settings.share,
-            pruner,
-            evidence=_evidence(classifier, method, train_set.take(settings.examples), config.seed),
-        )
+    def remove(classifier):
+        evidence = _evidence(classifier, method, train_set.take(settings.examples), config.seed)
+        return REMOVE[settings.remove](classifier, image_shape, pruner, evidence, settings)
 
     def finetune(classifier, number):
         steps = len(batches.epoch_indices(len(train_set), config.batch_size, config.seed, epoch=0))
@@ -107,8 +102,7 @@ def shrink(
 
     rounds = shrinking.iterate(
         classifier,
-        image_shape,
-        choose=choose,
+        remove=remove,
         finetune=finetune,
         cost=cost,
         at_most=settings.at_most * rows[0][settings.target],
@@ -132,6 +126,23 @@ def _evidence(classifier: Classifier, method: methods.Method, dataset: data.Data
         jnp.asarray(dataset.labels),
         jax.random.key(seed),
     )
+
+
+def _without_channels(classifier, image_shape, pruner, evidence, settings) -> Classifier:
+    traced = shrinking.of(classifier.apply_fn, classifier.variables, image_shape)
+    mask = shrinking.channel_mask(
+        traced, classifier.variables, settings.share, pruner, evidence=evidence
+    )
+    return shrinking.shrink(classifier, mask, image_shape)
+
+
+def _without_blocks(classifier, image_shape, pruner, evidence, settings) -> Classifier:
+    lowest = shrinking.lowest_blocks(classifier, image_shape, settings.blocks, pruner, evidence)
+    return shrinking.remove_blocks(classifier, lowest, image_shape)
+
+
+# What a round removes.
+REMOVE = {"channels": _without_channels, "blocks": _without_blocks}
 
 
 def _cost(classifier: Classifier, image_shape, settings) -> float:

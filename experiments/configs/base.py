@@ -67,8 +67,11 @@ def protocol(
 def shrinking(**changed) -> config_dict.ConfigDict:
     """Rounds of pruning, shrinking and fine-tuning (`experiments.shrink`)."""
     config = config_dict.ConfigDict()
-    # Share of the channels that a round removes, by what, and how they are compared.
+    # What a round removes: "channels" or residual "blocks"; a share of the former, so many of the
+    # latter; by which criterion, and how channels are compared.
+    config.remove = "channels"
     config.share = 0.1
+    config.blocks = 1
     config.criterion = "magnitude"
     config.allocation = "global"
     # Training examples that criteria may look at.

@@ -378,7 +378,7 @@ def _validated(attack, classifier, images, labels, eps):
                 f"classifier{jax.tree_util.keystr(path)} has NaN or infinite entries; "
                 "a network that has diverged cannot be attacked, restore an earlier checkpoint."
             )
-    logits = jax.eval_shape(classifier, jax.ShapeDtypeStruct((2, *images.shape[1:]), jnp.float32))
+    logits = _shape_of_logits(classifier, images.shape[1:])
     if not hasattr(logits, "shape") or len(logits.shape) != 2 or logits.shape[0] != 2:
         raise ValueError(f"classifier returns {logits} for 2 images; logits [2, C] are needed.")
     classes = logits.shape[1]
@@ -408,6 +408,22 @@ def _validated(attack, classifier, images, labels, eps):
         np.broadcast_to(eps, labels.shape).copy(),
         classes,
     )
+
+
+def _shape_of_logits(classifier: Classifier, image_shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+    try:
+        # Of a jitted function, so that a network is traced once and not for every attack.
+        return _logits.eval_shape(classifier, jax.ShapeDtypeStruct((2, *image_shape), jnp.float32))
+    except Exception as error:  # whatever the network raises on such images
+        raise ValueError(
+            f"images has the shape {image_shape} without its first axis, which the classifier does "
+            f"not take ({type(error).__name__}: {error}); give it what it was trained on."
+        ) from error
+
+
+@jax.jit
+def _logits(classifier: Classifier, images: jax.Array) -> jax.Array:
+    return classifier(images)
 
 
 def _validated_indices(indices, number: int) -> np.ndarray:

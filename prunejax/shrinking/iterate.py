@@ -1,11 +1,10 @@
-"""Prune a little, shrink, fine-tune, and again, until the network costs no more than it may."""
+"""Remove a little, fine-tune, and again, until the network costs no more than it may."""
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from prunejax import trees
 from prunejax.classifier import Classifier
-from prunejax.shrinking.shrink import shrink
 
 MOST_ROUNDS = 100
 
@@ -26,20 +25,22 @@ class Round(NamedTuple):
 
 def iterate(
     classifier: Classifier,
-    image_shape: tuple[int, ...],
     *,
-    choose: Callable[[Classifier], Any],
+    remove: Callable[[Classifier], Classifier],
     finetune: Callable[[Classifier, int], Classifier],
     cost: Callable[[Classifier], float],
     at_most: float,
     first_round: int = 1,
 ) -> Iterator[Round]:
-    """Rounds of pruning, shrinking and fine-tuning (Jordao & Pedrini 2021; Merkle et al. 2021).
+    """Rounds of removing and fine-tuning (Jordao & Pedrini 2021; Merkle et al. 2021).
+
+        def remove(classifier):  # or lowest_blocks and remove_blocks
+            traced = of(classifier.apply_fn, classifier.variables, image_shape)
+            return shrink(classifier, channel_mask(traced, classifier.variables, 0.1), image_shape)
 
     Args:
       classifier: to start from; where a run goes on, what its last round made.
-      image_shape: of one image.
-      choose: a classifier -> the mask of what this round removes, say by `channel_mask`.
+      remove: a classifier -> one with fewer channels or blocks.
       finetune: (the smaller classifier, number of the round) -> the trained one.
       cost: a classifier -> its FLOPs, parameters, or seconds a batch.
       at_most: rounds end when the cost is no more than this.
@@ -55,10 +56,10 @@ def iterate(
     for number in range(first_round, first_round + MOST_ROUNDS):
         if now <= at_most:
             return
-        smaller = shrink(classifier, choose(classifier), image_shape)
+        smaller = remove(classifier)
         if trees.size(smaller.params) == trees.size(classifier.params):
             raise ValueError(
-                f"choose removes no channel in round {number}, at a cost of {now:g} with at most "
+                f"remove takes nothing away in round {number}, at a cost of {now:g} with at most "
                 f"{at_most:g} wanted; remove a larger share a round."
             )
         classifier = finetune(smaller, number)

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from prunejax import attacks
-from prunejax.classifier import Classifier
+from prunejax import attacks, models
+from prunejax.classifier import Classifier, Network
 from prunejax.norms import NORMS
 
 IMAGES = np.full((4, 3, 2, 1), 0.5, np.float32)
@@ -32,6 +32,17 @@ class UntracedPGD(attacks.PGD):
 class UntracedDeepFool(attacks.DeepFool):
     def init(self, *args):
         pytest.fail("the attack was traced before its arguments were looked at")
+
+
+@pytest.fixture(scope="module")
+def strided_cnn():
+    network = Network(models.create("strided_cnn", num_classes=10))
+    shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), (28, 28, 1)))
+    return Classifier(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes), network)
+
+
+def has_loss(attack) -> bool:
+    return "loss" in (field.name for field in dataclasses.fields(attack))
 
 
 def refused(*in_message, attack=None, classifier=CLASSIFIER, **wrong):
@@ -69,6 +80,10 @@ def test_labels_that_are_not_one_an_image(labels):
     refused("labels", str(labels.shape), "(4, 3, 2, 1)", labels=labels)
 
 
+def test_a_targeted_attack_without_targets():
+    refused("labels", "()", "one label an image", attack=UntracedPGD(targeted=True), labels=None)
+
+
 def test_no_images():
     refused("images", "(0, 3, 2, 1)", images=IMAGES[:0], labels=LABELS[:0])
 
@@ -76,6 +91,15 @@ def test_no_images():
 @pytest.mark.parametrize("images", [IMAGES[0, 0, 0], np.float32(0.5)])
 def test_images_without_a_batch_axis(images):
     refused("images", str(images.shape), images=images)
+
+
+@pytest.mark.parametrize(
+    "shape", [(5, 28, 28), (5, 784), (5, 28, 28, 3), (5, 32, 32, 1), (28, 28, 1)]
+)
+def test_images_of_another_shape_than_the_network_takes(shape, strided_cnn):
+    images, labels = np.full(shape, 0.5, np.float32), np.zeros(shape[0], np.int32)
+    without_batch = "images has the shape " + str(shape[1:])
+    refused(without_batch, "trained on", classifier=strided_cnn, images=images, labels=labels)
 
 
 def test_bytes():
@@ -113,6 +137,13 @@ def test_a_classifier_without_logits():
     refused("classifier", "(2, 3, 2, 1)", classifier=Classifier(None, images_back))
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_network_that_has_diverged(value):
+    weights = np.zeros((6, 3), np.float32)
+    weights[2, 1] = value
+    refused("classifier", "NaN or infinite", "restore", classifier=Classifier(weights, logits))
+
+
 def test_an_unknown_attack():
     with pytest.raises(ValueError, match=r"'sigmazero'.*'sigma_zero'.*apgd, .*deepfool, .*square"):
         attacks.create("sigmazero")
@@ -146,25 +177,99 @@ def test_an_attack_takes_the_norms_that_it_says_and_no_others(name):
                 attacks.create(name, norm=norm)
 
 
-@pytest.mark.parametrize(
-    ("name", "option", "value"),
-    [
-        *((name, option, 0) for name in attacks.ATTACKS for option in ("steps", "restarts")),
-        ("fgsm", "steps", 2),
-        ("pgd", "relative_step", 0.0),
-        ("pgd", "relative_step", -0.5),
-        ("deepfool", "candidates", 0),
-        ("sigma_zero", "learning_rate", 0.0),
-        ("sigma_zero", "sigma", -1.0),
-        ("sigma_zero", "tau_step", 0.0),
+# Values that an option may not have, and what the message says of those that it may.
+OUT_OF_RANGE = {
+    "fgsm": [("steps", 2, "1 step")],
+    "pgd": [
+        ("steps", 2.5, "integer"),
+        ("targets", -1, "integer of at least 0"),
+        ("relative_step", 0.0, "positive"),
+        ("relative_step", -0.5, "positive"),
+        ("momentum", -0.5, "at least 0"),
     ],
-)
-def test_hyperparameters_out_of_range(name, option, value):
-    with pytest.raises(ValueError, match=f"{option} is {value}"):
-        attacks.create(name, **{option: value})
+    "apgd": [
+        ("alpha", 0.0, "(0, 1]"),
+        ("alpha", 1.5, "(0, 1]"),
+        ("rho", -0.1, "[0, 1]"),
+        ("rho", 1.1, "[0, 1]"),
+        ("share", 1.0, "(0, 1)"),
+        ("larger_budgets", True, "'l1'"),
+    ],
+    "deepfool": [("candidates", 0, "at least 1"), ("overshoot", -2, "at least 0")],
+    "fab": [
+        ("candidates", 0, "at least 1"),
+        ("alpha_max", 1.1, "[0, 1]"),
+        ("eta", 0.9, "at least 1"),
+        ("beta", 0.0, "(0, 1]"),
+    ],
+    "fmn": [
+        ("alpha", 0.0, "positive"),
+        ("gamma", 1.0, "(0, 1)"),
+        ("gamma_final", 0.1, "(0, gamma = 0.05]"),
+    ],
+    "ddn": [
+        ("gamma", 0.0, "(0, 1)"),
+        ("init_eps", -1.0, "positive"),
+        ("levels", 1, "at least 2"),
+    ],
+    "carlini_wagner": [
+        ("rounds", 9001, "from 1 to steps = 9000"),
+        ("learning_rate", 0.0, "positive"),
+        ("initial_c", -1.0, "positive"),
+        ("confidence", -0.5, "at least 0"),
+    ],
+    "pdpgd": [
+        ("learning_rate", 0.0, "positive"),
+        ("learning_rate_decay", 2.0, "(0, 1]"),
+        ("dual_rate", -1.0, "positive"),
+        ("dual_mean", 1.0, "[0, 1)"),
+        ("initial_ratio", 0.0, "(1e-6, 1e6)"),
+    ],
+    "jsma": [
+        ("theta", 0.0, "[-1, 1]"),
+        ("theta", 1.5, "[-1, 1]"),
+        ("restarts", 2, "deterministic"),
+    ],
+    "one_pixel": [
+        ("population", 3, "integer of at least 4"),
+        ("pixels", 0, "integer of at least 1"),
+        ("slice_size", 2.5, "integer of at least 1"),
+        ("differential_weight", 0.0, "(0, 2]"),
+    ],
+    "sigma_zero": [
+        ("learning_rate", 0.0, "positive"),
+        ("sigma", -1.0, "positive"),
+        ("tau_step", 0.0, "positive"),
+        ("tau", -1, "[0, 1]"),
+    ],
+    "square": [("p_init", 0.0, "(0, 1]"), ("p_init", 1.5, "(0, 1]")],
+    "sparse_rs": [("alpha_init", 0.0, "(0, 1]"), ("alpha_init", 1.5, "(0, 1]")],
+    "brendel_bethge": [
+        ("overshoot", 0.9, "[1, 2)"),
+        ("lr", 0.0, "positive"),
+        ("lr_decay", 1.5, "(0, 1]"),
+        ("momentum", 1.0, "[0, 1)"),
+        ("tries", 0, "integer of at least 1"),
+        ("halvings", 2.5, "integer of at least 1"),
+    ],
+    "hopskipjump": [
+        ("queries", 0, "integer of at least 1"),
+        ("halvings", 1.5, "integer of at least 1"),
+        ("tries", 0, "integer of at least 1"),
+    ],
+}
 
 
-@pytest.mark.parametrize("name", ["fgsm", "pgd"])
+@pytest.mark.parametrize("name", attacks.ATTACKS)
+def test_hyperparameters_out_of_range(name):
+    everyone = [(option, 0, "integer of at least 1") for option in ("steps", "restarts")]
+    for option, value, advice in everyone + OUT_OF_RANGE[name]:
+        message = re.escape(f"{option} is {value}") + ".*; .*" + re.escape(advice)
+        with pytest.raises(ValueError, match=message):
+            attacks.create(name, **{option: value})
+
+
+@pytest.mark.parametrize("name", [n for n, attack in attacks.ATTACKS.items() if has_loss(attack)])
 def test_an_unknown_loss(name):
     with pytest.raises(
         ValueError, match=r"loss 'margni'.*'margin'.*cross_entropy, dlr, kl, margin"
@@ -186,12 +291,3 @@ def test_an_unknown_loss(name):
 )
 def test_other_arguments_of_run(argument, value, in_message):
     refused(*in_message, **{argument: value})
-
-
-@pytest.mark.parametrize(
-    ("name", "option", "value"),
-    [("pgd", "steps", 2.5), ("deepfool", "overshoot", -2), ("sigma_zero", "tau", -1)],
-)
-def test_other_hyperparameters(name, option, value):
-    with pytest.raises(ValueError, match=f"{option} is {value}"):
-        attacks.create(name, **{option: value})

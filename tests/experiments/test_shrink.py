@@ -2,13 +2,15 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
 from experiments import evaluate, from_config, run_directory, shrink, train
 from experiments.configs import digits_dense
 from experiments.configs.base import protocol, shrinking
-from prunejax import data, trees
+from prunejax import data, masks, training, trees
+from prunejax.training import checkpoints
 
 
 def config_of(**changed):
@@ -73,10 +75,35 @@ def test_the_smaller_network_is_evaluated_like_any_run(runs):
     assert summary["real_density"] == 1.0
 
 
+def test_blocks_by_name(tmp_path, monkeypatch):
+    config = config_of()
+    config.model.name, config.model.options = "resnet8", {"width": 2}
+    digits = data.load("digits", "test")
+    network = from_config.build_network(config, digits)
+    variables = network.init(jax.random.key(0), digits.image_shape)
+    run_directory.open_run(tmp_path / "dense", config)
+    kept = masks.dense(variables["params"])
+    checkpoints.save_network(tmp_path / "dense" / "network", variables, kept)
+    monkeypatch.setattr(training, "train", lambda network, start, *args, **kwargs: start)
+    config.init_from = str(tmp_path / "dense")
+    config.shrinking = shrinking(remove="blocks", target="parameters", at_most=0.99, batch_size=2)
+
+    before, after = shrink.shrink(config, tmp_path / "small")
+
+    # The first stage's block: two 3x3 convolutions of 2 channels, scale and shift behind each.
+    assert before["parameters"] - after["parameters"] == 2 * (3 * 3 * 2 * 2) + 2 * (2 + 2)
+    classifier, _ = from_config.load_trained(config, tmp_path / "small", digits)
+    left = trees.flatten(variables).keys() - trees.flatten(classifier.variables).keys()
+    assert {path.split("/")[1] for path in left} == {"BasicBlock_0"}
+
+
 def test_a_start_is_needed_and_targets_have_names(tmp_path):
     config = config_of()
     config.shrinking = shrinking()
     with pytest.raises(ValueError, match="init_from is empty"):
+        shrink.shrink(config, tmp_path)
+    config.shrinking.remove = "channel"
+    with pytest.raises(ValueError, match="Did you mean 'channels'"):
         shrink.shrink(config, tmp_path)
     config.shrinking.target = "flop"
     with pytest.raises(ValueError, match="Did you mean 'flops'"):

@@ -125,9 +125,10 @@ def test_rounds_end_at_the_target_and_each_is_smaller_than_the_last(resnet):
     classifier, traced = resnet
     del traced
 
-    def choose(now):
+    def remove(now):
         own = shrinking.of(now.apply_fn, now.variables, SHAPE)
-        return shrinking.channel_mask(own, now.variables, 0.3)
+        mask = shrinking.channel_mask(own, now.variables, 0.3)
+        return shrinking.shrink(now, mask, SHAPE)
 
     costs = [trees.size(classifier.params)]
     wanted = 0.4 * costs[0]
@@ -136,8 +137,7 @@ def test_rounds_end_at_the_target_and_each_is_smaller_than_the_last(resnet):
     )
     rounds = shrinking.iterate(
         start,
-        SHAPE,
-        choose=choose,
+        remove=remove,
         finetune=lambda now, number: now,
         cost=lambda now: trees.size(now.params),
         at_most=wanted,
@@ -163,11 +163,10 @@ def test_a_round_that_removes_nothing_is_an_error(resnet):
     classifier, _ = resnet
     rounds = shrinking.iterate(
         classifier,
-        SHAPE,
-        choose=lambda now: masks.dense(now.params),
+        remove=lambda now: shrinking.shrink(now, masks.dense(now.params), SHAPE),
         finetune=lambda now, number: now,
         cost=lambda now: trees.size(now.params),
         at_most=1,
     )
-    with pytest.raises(ValueError, match="choose removes no channel in round 1"):
+    with pytest.raises(ValueError, match="remove takes nothing away in round 1"):
         next(rounds)
