@@ -1,17 +1,24 @@
 """What the commands share: how JAX is set up, flags, and errors as one sentence."""
 
 import contextlib
+import errno
 import os
 import pathlib
 import re
 import runpy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 from absl import app, flags, logging
 from ml_collections import config_dict
 
 from prunejax import names
+
+CONFIG_HELP = (
+    "The experiment: a file of experiments/configs/. Any key of it can be set after it, as in "
+    "--config.batch_size=64; experiments/configs/base.py lists the keys, and those of "
+    "config.method are the attributes of the method in prunejax/methods/."
+)
 
 flags.DEFINE_integer(
     "cpu_devices",
@@ -63,32 +70,63 @@ def run(main: Callable[[], None]) -> None:
     def guarded(argv: list[str]) -> None:
         if len(argv) > 1:
             raise app.UsageError(f"Unknown arguments: {' '.join(argv[1:])}.")
-        if flags.FLAGS.distributed:
-            jax.distributed.initialize()
-        configure(flags.FLAGS.cpu_devices)
-        try:
+        with _errors_as_sentences():
+            if flags.FLAGS.distributed:
+                jax.distributed.initialize()
+            configure(flags.FLAGS.cpu_devices)
             main()
-        except (ValueError, FileNotFoundError, RuntimeError) as error:
-            logging.debug("In full:", exc_info=True)
-            raise SystemExit(f"{type(error).__name__}: {error}") from error
-        except KeyboardInterrupt as error:
-            raise SystemExit("Interrupted. The same command goes on where it was.") from error
 
     app.run(guarded, flags_parser=_parse)
 
 
+@contextlib.contextmanager
+def _errors_as_sentences() -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, OSError, RuntimeError) as error:
+        logging.debug("In full:", exc_info=True)
+        full = isinstance(error, OSError) and error.errno in (
+            errno.ENOSPC,
+            errno.EDQUOT,
+            errno.EFBIG,
+        )
+        advice = ". Make room, and the same command goes on where it was." if full else ""
+        raise SystemExit(f"{type(error).__name__}: {error}{advice}") from error
+    except KeyboardInterrupt as error:
+        raise SystemExit("Interrupted. The same command goes on where it was.") from error
+
+
 def _parse(argv: list[str]) -> list[str]:
-    """Parses as absl does, but names the nearest valid key for an unknown one of the config."""
+    """Parses as absl does, but says in a sentence what is wrong with the config's flags."""
+    file, _ = _config_file(argv)
+    if file is not None and not pathlib.Path(file).is_file():
+        raise SystemExit(
+            f"config is {file!r}, but there is no such file; see experiments/configs/."
+        )
     try:
         return app.parse_flags_with_usage(argv)
-    except AttributeError as error:
+    except (AttributeError, KeyError) as error:
         raise SystemExit(_unknown_key(argv) or str(error)) from error
 
 
+def _config_file(argv: list[str]) -> tuple[str | None, list[str]]:
+    """What follows --config, after a space or an equals sign, and what get_config is given."""
+    file = None
+    for argument, following in zip(argv, [*argv[1:], None], strict=True):
+        if match := re.fullmatch(r"--?config(?:=(.*))?", argument):
+            file = following if match.group(1) is None else match.group(1)
+    if file is None:
+        return None, []
+    file, *argument = file.split(":", 1)
+    return file, argument
+
+
 def _unknown_key(argv: list[str]) -> str | None:
-    files = [a.partition("=")[2] for a in argv if re.match(r"--?config=", a)]
+    file, argument = _config_file(argv)
+    if file is None:
+        return None
     overrides = [m.group(1) for a in argv if (m := re.match(r"--?config\.([\w.]+)", a))]
-    config = runpy.run_path(files[-1])["get_config"]()
+    config = runpy.run_path(file)["get_config"](*argument)
     for override in overrides:
         branch = config
         for key in override.split("."):

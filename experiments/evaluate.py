@@ -10,13 +10,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import pyarrow.compute as pc
 from absl import flags
 from rich.console import Console
 
 from experiments import environment, from_config, progress, report, run_directory
 from prunejax import masks, trees
-from prunejax.evaluation import clean_accuracy, evaluate, is_complete, records, robust_accuracy
+from prunejax.evaluation import accuracies, evaluate, records
 
 
 def evaluate_run(
@@ -38,8 +37,9 @@ def evaluate_run(
       The summary.
     """
     config = run_directory.read_config(workdir)
+    from_config.check_ranges(config)
     plan = from_config.protocols(config, chosen)
-    dataset = from_config.load_split(config, "test")
+    dataset = from_config.load_split(config, "test", report)
     dataset = dataset.take(min(config.evaluation.examples, len(dataset)))
     classifier, mask = from_config.load_trained(config, workdir, dataset)
     evaluate(
@@ -49,26 +49,12 @@ def evaluate_run(
         workdir / "records",
         seed=config.seed,
         batch_size=config.evaluation.batch_size,
-        progress=lambda name, done, total: report(f"attack {workdir.name} {name}", done, total),
+        progress=lambda name, done, total: report(f"evaluate {workdir.name} {name}", done, total),
     )
     table = records.read_all(workdir / "records")
-    of = {
-        protocol.name: table.filter(pc.equal(table["attack"], protocol.name))
-        for protocol in from_config.protocols(config)
-    }
     params = classifier.params
     summary = {
-        "clean_accuracy": clean_accuracy(table),
-        "robust_accuracy": [
-            {
-                "attack": protocol.name,
-                "norm": protocol.attack.norm,
-                "budget": protocol.stated,
-                "accuracy": robust_accuracy(of[protocol.name], protocol.stated),
-            }
-            for protocol in from_config.protocols(config)
-            if is_complete(of[protocol.name], protocol, len(dataset))
-        ],
+        **accuracies(table, from_config.protocols(config), len(dataset)),
         "warnings": {
             protocol.name: warnings
             for protocol in from_config.protocols(config)
@@ -91,11 +77,14 @@ def main() -> None:
     workdir = pathlib.Path(flags.FLAGS.workdir)
     with progress.bars() as show:
         summary = evaluate_run(workdir, flags.FLAGS.attacks, report=show)
-    if jax.process_index() == 0:
+        is_first = jax.process_index() == 0
+        if is_first:
+            table = report.write_report({workdir.name: workdir}, workdir / "report", report=show)
+    if is_first:
         for attack, warnings in summary["warnings"].items():
             for warning in warnings:
                 Console().print(f"{attack}: {warning}", style="yellow")
-        Console().print(report.write_report({workdir.name: workdir}, workdir / "report"))
+        Console().print(table)
 
 
 if __name__ == "__main__":

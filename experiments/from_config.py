@@ -1,8 +1,10 @@
 """The library's objects as a config describes them."""
 
+import functools
 import json
+import operator
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -17,10 +19,42 @@ from prunejax.training import checkpoints
 # Beside a network that was made smaller: what was removed from the one of the config.
 STRUCTURE = "structure.json"
 
+# The least that a number of the config may be, where nothing else looks at it in time.
+LEAST = {
+    "seed": 0,
+    "checkpoint_every": 1,
+    "dataset.shift": 0,
+    "validation.eps": 0,
+    "validation.examples": 1,
+    "evaluation.examples": 1,
+    "evaluation.batch_size": 1,
+}
 
-def load_split(config: config_dict.ConfigDict, split: str) -> data.Dataset:
-    """A split of the config's data set."""
-    return data.load(config.dataset.name, split, data_dir=config.dataset.data_dir or None)
+
+def check_ranges(config: config_dict.ConfigDict) -> None:
+    """Looks at numbers that would be used only after hours of training.
+
+    Raises:
+      ValueError: one of them is out of range.
+    """
+    for key, least in LEAST.items():
+        value = functools.reduce(operator.getitem, key.split("."), config)
+        if not value >= least:
+            raise ValueError(f"{key} is {value}; it must be at least {least}.")
+
+
+def load_split(
+    config: config_dict.ConfigDict,
+    split: str,
+    report: Callable[[str, int, int], None] = lambda task, done, total: None,
+) -> data.Dataset:
+    """A split of the config's data set; `report` is called with (task, examples read, in all)."""
+    return data.load(
+        config.dataset.name,
+        split,
+        data_dir=config.dataset.data_dir or None,
+        progress=functools.partial(report, f"read {config.dataset.name} {split}"),
+    )
 
 
 def build_network(config: config_dict.ConfigDict, dataset: data.Dataset) -> Network:

@@ -45,7 +45,8 @@ def quickstart(workdir: pathlib.Path, *, epochs: int | None = None, examples: in
                 config.evaluation.examples = examples
             train.train(config, workdir / name, report=show)
             evaluate.evaluate_run(workdir / name, report=show)
-    return report.write_report({name: workdir / name for name in ROUTES}, workdir / "report")
+        folders = {name: workdir / name for name in ROUTES}
+        return report.write_report(folders, workdir / "report", report=show)
 
 
 def main() -> None:

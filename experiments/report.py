@@ -1,22 +1,30 @@
-"""Table, curves and page of one run or several, from their records and summaries alone.
+"""Table, curves and page of one run or several.
+
+Accuracies and curves are computed from the records alone, here and now; densities, numbers of
+parameters and bytes are those that `experiments.evaluate` counted for `summary.json`.
 
 python -m experiments.report --workdirs=runs/dense,runs/blind --output=runs/report
 """
 
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from experiments import environment, from_config, run_directory
+from experiments import environment, from_config, progress, run_directory
 from prunejax import reporting
-from prunejax.evaluation import records
+from prunejax.evaluation import accuracies, records
 
 
-def write_report(workdirs: Mapping[str, pathlib.Path], output: pathlib.Path) -> Table:
+def write_report(
+    workdirs: Mapping[str, pathlib.Path],
+    output: pathlib.Path,
+    *,
+    report: Callable[[str, int, int], None] = lambda task, done, total: None,
+) -> Table:
     """Writes `index.html`, `security_curves.png` and `.pdf`; returns the table.
 
     They show the attacks that every one of the runs has been evaluated with.
@@ -24,11 +32,16 @@ def write_report(workdirs: Mapping[str, pathlib.Path], output: pathlib.Path) -> 
     Args:
       workdirs: evaluated runs by the name to show; they must share their evaluation protocols.
       output: folder to write to.
+      report: called with (task, files written, files in all).
     """
-    summaries = {
-        name: json.loads((directory / "summary.json").read_text())
-        for name, directory in workdirs.items()
-    }
+    report("report", 0, 3)
+    config = run_directory.read_config(next(iter(workdirs.values())))
+    protocols = from_config.protocols(config)
+    tables = {name: records.read_all(directory / "records") for name, directory in workdirs.items()}
+    summaries = {}
+    for name, directory in workdirs.items():
+        summary = json.loads((directory / "summary.json").read_text())
+        summaries[name] = summary | accuracies(tables[name], protocols, summary["examples"])
     names = [
         [row["attack"] for row in summary["robust_accuracy"]] for summary in summaries.values()
     ]
@@ -37,13 +50,12 @@ def write_report(workdirs: Mapping[str, pathlib.Path], output: pathlib.Path) -> 
         summary["robust_accuracy"] = [
             row for row in summary["robust_accuracy"] if row["attack"] in shared
         ]
-    tables = {name: records.read_all(directory / "records") for name, directory in workdirs.items()}
-    config = run_directory.read_config(next(iter(workdirs.values())))
     figure = reporting.security_curves(tables, from_config.protocols(config, shared))
     table = reporting.comparison(summaries)
     output.mkdir(parents=True, exist_ok=True)
-    for suffix in ("png", "pdf"):
+    for number, suffix in enumerate(("png", "pdf"), start=1):
         figure.savefig(output / f"security_curves.{suffix}", dpi=150)
+        report("report", number, 3)
     examples = next(iter(summaries.values()))["examples"]
     note = (
         f"Data: {config.dataset.name}, the first {examples} examples of the test split. Accuracies "
@@ -52,6 +64,7 @@ def write_report(workdirs: Mapping[str, pathlib.Path], output: pathlib.Path) -> 
     )
     page = reporting.page(f"prunejax: {', '.join(workdirs)}", table, figure, note)
     run_directory.write_text(output / "index.html", page)
+    report("report", 3, 3)
     return table
 
 
@@ -59,7 +72,9 @@ def main() -> None:
     """Runs the command."""
     directories = [pathlib.Path(path) for path in flags.FLAGS.workdirs]
     workdirs = {directory.name: directory for directory in directories}
-    Console().print(write_report(workdirs, pathlib.Path(flags.FLAGS.output)))
+    with progress.bars() as show:
+        table = write_report(workdirs, pathlib.Path(flags.FLAGS.output), report=show)
+    Console().print(table)
 
 
 if __name__ == "__main__":

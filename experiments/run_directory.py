@@ -7,6 +7,7 @@ summary.json  report/index.html
 import json
 import os
 import pathlib
+import time
 from typing import Any
 
 import ml_collections
@@ -22,11 +23,12 @@ def open_run(directory: pathlib.Path, config: ml_collections.ConfigDict) -> None
 
     Raises:
       ConfigMismatchError: the folder holds a run of another config; names the differing keys.
+      ValueError: its config is damaged.
     """
     path = directory / "config.json"
     wanted = json.loads(config.to_json_best_effort())
     if path.exists():
-        before, now = _flat(json.loads(path.read_text())), _flat(wanted)
+        before, now = _flat(_config_in(path)), _flat(wanted)
         differing = [
             f"{key}: {before.get(key, 'absent')!r} there, {now.get(key, 'absent')!r} here"
             for key in sorted(before.keys() | now.keys())
@@ -47,11 +49,12 @@ def read_config(directory: pathlib.Path) -> ml_collections.ConfigDict:
 
     Raises:
       FileNotFoundError: there is none.
+      ValueError: it is damaged.
     """
     path = directory / "config.json"
     if not path.exists():
         raise FileNotFoundError(f"workdir {directory} holds no run: {path.name} is missing.")
-    return config_dict.ConfigDict(json.loads(path.read_text()))
+    return config_dict.ConfigDict(_config_in(path))
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:
@@ -63,37 +66,81 @@ def write_text(path: pathlib.Path, content: str) -> None:
     """Likewise for any text."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(f".{os.getpid()}.tmp")
-    unfinished.write_text(content)
-    os.replace(unfinished, path)
+    try:
+        unfinished.write_text(content)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 class Metrics:
     """Rows of numbers by epoch, to `metrics.jsonl` and to TensorBoard event files.
 
     A run that was killed repeats the epochs since its last checkpoint: a row replaces those of the
-    same and later epochs.
+    same and later epochs, in TensorBoard too. What was written before a kill stays.
     """
 
     def __init__(self, directory: pathlib.Path):
-        """Opens the files of the run in `directory`, which need not exist yet."""
-        from tensorboardX import SummaryWriter
+        """Reads the rows of the run in `directory`, which need not exist yet.
 
+        Raises:
+          ValueError: they are damaged.
+        """
         self._path = directory / "metrics.jsonl"
         lines = self._path.read_text().splitlines() if self._path.exists() else []
-        self._rows = [json.loads(line) for line in lines]
-        self._writer = SummaryWriter(os.fspath(directory / "tensorboard"))
+        try:
+            self._rows = [json.loads(line) for line in lines]
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"{self._path} is damaged ({error}). Remove its bad lines, or all of it: "
+                "nothing is computed from it."
+            ) from error
+        self._events = None
 
     def write(self, row: dict[str, Any]) -> None:
         """Adds the row of an epoch."""
         self._rows = [r for r in self._rows if r["epoch"] < row["epoch"]] + [row]
         write_text(self._path, "".join(json.dumps(r) + "\n" for r in self._rows))
-        for name, value in row.items():
-            if isinstance(value, int | float):
-                self._writer.add_scalar(name, value, row["step"])
+        self._write_events(row)
 
     def close(self) -> None:
-        """Flushes the event files."""
-        self._writer.close()
+        """Closes the event file."""
+        if self._events:
+            self._events.close()
+
+    def _write_events(self, row: dict[str, Any]) -> None:
+        # Not by SummaryWriter: its thread writes later, and waits for ever where the disk is full.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        now = time.time()
+        if self._events is None:
+            folder = self._path.parent / "tensorboard"
+            folder.mkdir(parents=True, exist_ok=True)
+            # Seconds alone would let two files have one name.
+            self._events = EventsWriter(os.fspath(folder / "events"), f".{time.time_ns()}")
+            # TensorBoard then drops what earlier files have of this step and later ones.
+            start = SessionLog(status=SessionLog.START)
+            self._events.write_event(Event(wall_time=now, step=row["step"], session_log=start))
+        scalars = [
+            Summary.Value(tag=name, simple_value=value)
+            for name, value in row.items()
+            if isinstance(value, int | float)
+        ]
+        summary = Summary(value=scalars)
+        self._events.write_event(Event(wall_time=now, step=row["step"], summary=summary))
+        self._events.flush()
+
+
+def _config_in(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is damaged ({error}). Remove it and start experiments.train with the config "
+            "of the run, which writes it anew."
+        ) from error
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

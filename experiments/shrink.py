@@ -7,6 +7,7 @@ Each round is kept in the run's folder; a run that was stopped goes on after its
 result is evaluated like any other (experiments.evaluate).
 """
 
+import functools
 import json
 import pathlib
 from collections.abc import Callable
@@ -40,7 +41,7 @@ def shrink(
     Args:
       config: with `init_from`, the folder of a finished run, and the keys of `config.shrinking`.
       workdir: the run's folder.
-      report: called with (task, steps done, steps in all).
+      report: called with (task, done, in all), in steps, images or batches.
 
     Returns:
       For each round what the network costs and how many validation images it gets right.
@@ -48,6 +49,7 @@ def shrink(
     Raises:
       ValueError: a config that cannot be run.
     """
+    from_config.check_ranges(config)
     settings = config.shrinking
     names.lookup("shrinking.target", settings.target, dict.fromkeys(COSTS))
     names.lookup("shrinking.remove", settings.remove, REMOVE)
@@ -61,7 +63,7 @@ def shrink(
         exclude=settings.exclude,
     )
     train_set, validation_set = (
-        from_config.load_split(config, split) for split in ("train", "validation")
+        from_config.load_split(config, split, report) for split in ("train", "validation")
     )
     start = pathlib.Path(config.init_from)
     first, _ = from_config.load_trained(run_directory.read_config(start), start, train_set)
@@ -70,7 +72,7 @@ def shrink(
     network = shrinking.whole(first.apply_fn, first.variables)
     rows = _rows(workdir)
     if not rows:
-        rows = [_row(0, first, validation_set, settings.batch_size)]
+        rows = [_row(0, first, validation_set, settings.batch_size, report)]
         run_directory.write_json(workdir / "rounds.json", rows)
     classifier = Classifier(first.variables, network)
     if len(rows) > 1:
@@ -79,8 +81,12 @@ def shrink(
         )
 
     def remove(classifier):
+        task = f"remove {settings.remove}"
+        report(task, 0, 1)
         evidence = _evidence(classifier, method, train_set.take(settings.examples), config.seed)
-        return REMOVE[settings.remove](classifier, image_shape, pruner, evidence, settings)
+        smaller = REMOVE[settings.remove](classifier, image_shape, pruner, evidence, settings)
+        report(task, 1, 1)
+        return smaller
 
     def finetune(classifier, number):
         steps = len(batches.epoch_indices(len(train_set), config.batch_size, config.seed, epoch=0))
@@ -98,7 +104,7 @@ def shrink(
         return Classifier(trained.variables, classifier.apply_fn)
 
     def cost(classifier):
-        return float(_cost(classifier, image_shape, settings))
+        return float(_cost(classifier, image_shape, settings, report))
 
     rounds = shrinking.iterate(
         classifier,
@@ -110,7 +116,7 @@ def shrink(
     )
     for number, classifier, _ in rounds:
         from_config.save_shrunk(workdir / "rounds" / str(number), classifier)
-        rows.append(_row(number, classifier, validation_set, settings.batch_size))
+        rows.append(_row(number, classifier, validation_set, settings.batch_size, report))
         run_directory.write_json(workdir / "rounds.json", rows)
     from_config.save_shrunk(workdir, classifier)
     return rows
@@ -145,27 +151,37 @@ def _without_blocks(classifier, image_shape, pruner, evidence, settings) -> Clas
 REMOVE = {"channels": _without_channels, "blocks": _without_blocks}
 
 
-def _cost(classifier: Classifier, image_shape, settings) -> float:
+def _cost(classifier: Classifier, image_shape, settings, report) -> float:
     if settings.target == "flops":
         return sum(layer.flops for layer in efficiency.count(classifier, image_shape))
     if settings.target == "parameters":
         return trees.size(classifier.params)
-    return efficiency.efficiency(classifier, image_shape, batch_size=settings.batch_size).latency
+    return costs(classifier, image_shape, settings.batch_size, report)["latency"]
 
 
-def _row(number: int, classifier: Classifier, held_out: data.Dataset, batch_size: int):
+def _row(number: int, classifier: Classifier, held_out: data.Dataset, batch_size: int, report):
     images = held_out.images.astype(np.float32) / 255
-    predictions = predict(classifier, images)
+    predictions = predict(classifier, images, progress=functools.partial(report, "validate"))
     return {
         "round": number,
         "validation_accuracy": float(np.mean(predictions == held_out.labels)),
-        **costs(classifier, held_out.image_shape, batch_size),
+        **costs(classifier, held_out.image_shape, batch_size, report),
     }
 
 
-def costs(classifier: Classifier, image_shape: tuple[int, ...], batch_size: int):
+def costs(
+    classifier: Classifier,
+    image_shape: tuple[int, ...],
+    batch_size: int,
+    report: Callable[[str, int, int], None] = lambda task, done, total: None,
+) -> dict[str, float]:
     """Parameters, FLOPs of one image and seconds a batch."""
-    found = efficiency.efficiency(classifier, image_shape, batch_size=batch_size)
+    found = efficiency.efficiency(
+        classifier,
+        image_shape,
+        batch_size=batch_size,
+        progress=functools.partial(report, "time a batch"),
+    )
     return {
         "parameters": found.parameters,
         "flops": found.flops,
@@ -201,7 +217,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", None, "The experiment: a file of configs/.")
+    config_flags.DEFINE_config_file("config", None, environment.CONFIG_HELP)
     flags.DEFINE_string("workdir", None, "The run's folder; made where it does not exist.")
     flags.adopt_module_key_flags(environment)
     flags.mark_flags_as_required(["config", "workdir"])

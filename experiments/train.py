@@ -1,4 +1,4 @@
-"""Trains and prunes one network, as a config says.
+r"""Trains and prunes one network, as a config says.
 
     python -m experiments.train --config=experiments/configs/digits_blind.py --workdir=runs/blind \
         --config.method.sparsity=0.95
@@ -6,6 +6,7 @@
 A run that was stopped goes on from its last checkpoint; a finished one is left alone.
 """
 
+import contextlib
 import functools
 import math
 import pathlib
@@ -16,8 +17,8 @@ import numpy as np
 from absl import flags
 from ml_collections import config_dict, config_flags
 
-from experiments import environment, from_config, progress, run_directory
-from prunejax import attacks, data, masks, methods, names, training
+from experiments import environment, from_config, progress, run_directory, sensitivity
+from prunejax import attacks, data, masks, names, training
 from prunejax.classifier import Classifier, Network
 from prunejax.training import batches, checkpoints
 
@@ -34,22 +35,31 @@ def train(
     Args:
       config: as the files of configs/ make it.
       workdir: the run's folder.
-      fall_back: drop the newest checkpoint where it is damaged.
-      report: called with (task, steps done, steps in all).
+      fall_back: go on from an earlier checkpoint where the newest is damaged or missing.
+      report: called with (task, done, in all), in steps or examples.
 
     Raises:
       ValueError: a config that cannot be run; before anything is compiled or written.
     """
-    method = methods.create(**config.method)
+    from_config.check_ranges(config)
+    method = sensitivity.method_before(config)
     from_config.protocols(config)  # what cannot be evaluated later is refused now
     train_set, validation_set = (
-        from_config.load_split(config, "train"),
-        from_config.load_split(config, "validation"),
+        from_config.load_split(config, "train", report),
+        from_config.load_split(config, "validation", report),
     )
     network = from_config.build_network(config, train_set)
     steps = len(batches.epoch_indices(len(train_set), config.batch_size, config.seed, epoch=0))
     phases = method.phases(steps)
-    validate = _validation(config, validation_set)
+    if phases[0].needs_trained and not config.init_from:
+        raise ValueError(
+            f"init_from is empty, and method {config.method.name!r} begins by pruning: name the "
+            "folder of a run that trained the network (--config.init_from=...)."
+        )
+    mesh = _mesh(config.batch_size)
+    validate = _validation(
+        config, validation_set, functools.partial(report, f"validate {workdir.name}")
+    )
     select = _selection(config)
     start = _start(config, network, train_set)
     training.check(network, start, phases, train_set)
@@ -58,10 +68,20 @@ def train(
         run_directory.open_run(workdir, config)
     if (workdir / "network").exists():
         return from_config.load_trained(config, workdir, train_set)[0]
+    if sensitivity.is_asked_for(config):
+        phases = sensitivity.method_after(
+            config,
+            workdir,
+            Classifier(start.variables, network),
+            validation_set,
+            functools.partial(report, f"measure {workdir.name}"),
+        ).phases(steps)
 
     store = checkpoints.Store(workdir / "checkpoints", fall_back=fall_back)
-    metrics = run_directory.Metrics(workdir)
-    try:
+    with (
+        contextlib.closing(store),
+        contextlib.closing(run_directory.Metrics(workdir)) as metrics,
+    ):
         trained = training.train(
             network,
             start,
@@ -77,11 +97,8 @@ def train(
             checkpoint_every=config.checkpoint_every,
             log=metrics.write if is_first else lambda row: None,
             progress=functools.partial(report, f"train {workdir.name}"),
-            mesh=_mesh(config.batch_size),
+            mesh=mesh,
         )
-    finally:
-        metrics.close()
-        store.close()
     checkpoints.save_network(workdir / "network", trained.variables, trained.mask)
     return Classifier(trained.variables, network)
 
@@ -102,7 +119,9 @@ def _start(config, network: Network, dataset: data.Dataset) -> training.Trained:
     return training.Trained(variables, masks.dense(variables["params"]))
 
 
-def _validation(config, dataset: data.Dataset) -> Callable[[Classifier], dict[str, float]]:
+def _validation(
+    config, dataset: data.Dataset, progress: Callable[[int, int], None]
+) -> Callable[[Classifier], dict[str, float]]:
     """Clean and robust accuracy on held-out images, never those of the test split."""
     settings = config.validation
     attack = attacks.create("pgd", norm=settings.norm, steps=settings.steps)
@@ -110,8 +129,15 @@ def _validation(config, dataset: data.Dataset) -> Callable[[Classifier], dict[st
     images = dataset.images.astype(np.float32) / 255
 
     def validate(classifier: Classifier) -> dict[str, float]:
+        progress(0, len(images))  # while it is compiled
         result = attacks.run(
-            attack, classifier, images, dataset.labels, eps=settings.eps, key=jax.random.key(0)
+            attack,
+            classifier,
+            images,
+            dataset.labels,
+            eps=settings.eps,
+            key=jax.random.key(0),
+            progress=progress,
         )
         return {
             "validation_accuracy": float(np.mean(result.distance > 0)),
@@ -129,9 +155,16 @@ def _selection(config) -> str:
 
 
 def _mesh(batch_size: int):
-    """As many devices as divide the batch."""
+    """As many devices as divide the batch; all of them where they are of several processes."""
     devices = jax.devices()
-    return batches.data_mesh(devices[: math.gcd(batch_size, len(devices))])
+    shared = math.gcd(batch_size, len(devices))
+    if jax.process_count() > 1 and shared < len(devices):
+        # Some process would be left without any.
+        raise ValueError(
+            f"batch_size is {batch_size}; with several processes it must be a multiple of all "
+            f"their {len(devices)} devices."
+        )
+    return batches.data_mesh(devices[:shared])
 
 
 def main() -> None:
@@ -146,10 +179,12 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", None, "The experiment: a file of configs/.")
+    config_flags.DEFINE_config_file("config", None, environment.CONFIG_HELP)
     flags.DEFINE_string("workdir", None, "The run's folder; made where it does not exist.")
     flags.DEFINE_bool(
-        "fall_back", False, "Where the newest checkpoint is damaged, go on from the one before it."
+        "fall_back",
+        False,
+        "Where the newest checkpoint is damaged or missing, go on from the one before it.",
     )
     flags.adopt_module_key_flags(environment)
     flags.mark_flags_as_required(["config", "workdir"])

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from prunejax import attacks, masks, pruning
+from prunejax import attacks, masks, methods, pruning
 from prunejax.attacks import catalogue
 
 README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
@@ -71,9 +71,15 @@ def test_shrinking_example(names):
 
 @pytest.mark.parametrize(
     "table",
-    [pruning.CRITERIA, pruning.GRANULARITIES, pruning.ALLOCATIONS, pruning.SCHEDULES],
+    [
+        pruning.CRITERIA,
+        pruning.GRANULARITIES,
+        pruning.ALLOCATIONS,
+        pruning.SCHEDULES,
+        methods.METHODS,
+    ],
 )
-def test_all_choices_of_pruning_are_named(table):
+def test_all_choices_of_pruning_and_all_methods_are_named(table):
     for name in table:
         assert f"`{name}`" in README
 

@@ -131,10 +131,12 @@ def _training(classifier: Classifier, tx: optax.GradientTransformation | None = 
     phase = Phase(name="t", epochs=1, objective=objectives.natural(), optimizer=lambda mask: tx)
     mask = masks.dense(classifier.params)
     start = loop.Trained(classifier.variables, mask)
-    state = jax.jit(functools.partial(loop._begin, phase, draw=(0, 0)))(start)
-    run = loop.compile_steps(classifier.apply_fn, phase, mask, (0, 0), shift=0, flip=False)
     images, labels = _images()
     examples = ((255 * images).astype(jnp.uint8)[None], labels[None])
+    none = examples[0][0, :0], labels[:0]
+    begin = functools.partial(loop.begin, classifier.apply_fn, phase, draw=(0, 0))
+    state = jax.jit(begin)(start, None, none)
+    run = loop.compile_steps(classifier.apply_fn, phase, mask, (0, 0), shift=0, flip=False)
 
     def call():
         nonlocal state

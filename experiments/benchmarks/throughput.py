@@ -238,9 +238,10 @@ def _trainings(case: Case, classifier: Classifier, mesh: Mesh) -> list[timing.Ca
     draw = (0, 0)
     start = loop.Trained(classifier.variables, mask)
     everywhere = NamedSharding(mesh, PartitionSpec())
-    begin = functools.partial(loop._begin, phase, start, draw=draw)
-    state = jax.jit(begin, out_shardings=everywhere)
     dataset = _dataset(case)
+    none = dataset.images[:0], dataset.labels[:0]
+    begin = functools.partial(loop.begin, classifier.apply_fn, phase, start, None, none, draw=draw)
+    state = jax.jit(begin, out_shardings=everywhere)
     order = np.arange(len(dataset)).reshape(TRAINING_STEPS, TRAINING_BATCH)
     epoch = batches.to_devices(dataset, order, mesh)
     single = [batches.to_devices(dataset, part[None], mesh) for part in order]

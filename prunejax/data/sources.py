@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 from prunejax.data import digits, npz, tfds_read
 from prunejax.data.dataset import Dataset
@@ -14,6 +15,7 @@ def load(
     *,
     data_dir: str | os.PathLike[str] | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Dataset:
     """Loads one split of a data set into memory; never uses the network.
 
@@ -22,6 +24,9 @@ def load(
     | `digits` | 1,797 real 8x8 digits, bundled with scikit-learn | train, validation, test |
     | `npz:PATH` | arrays `{split}_images`, `{split}_labels` of a file | those in the file |
     | any TFDS name | an image-classification set that was prepared in `data_dir` | see below |
+
+    Of TFDS's sets those are read whose images are uint8 and of one size (MNIST, CIFAR, SVHN, but
+    not ImageNet in its own sizes) and that were prepared as array_record files.
 
     `"train"`, `"validation"` and `"test"` are always disjoint. Where a TFDS set has no
     validation split of its own, `"train"` is the first 90 % of its training examples
@@ -37,6 +42,8 @@ def load(
         `~/tensorflow_datasets` by default. Unused by the other sources.
       cache_dir: where the arrays of TFDS sets are kept, for the next time; `prunejax/data`
         in XDG_CACHE_HOME or in `~/.cache` by default. Unused by the other sources.
+      progress: called with (examples read, examples in all) while a TFDS set is read from its
+        files, which takes seconds; never by the other sources.
 
     Returns:
       The examples in the order in which the source stores them.
@@ -51,4 +58,4 @@ def load(
         return digits.load(split)
     if name.startswith("npz:"):
         return npz.load(name.removeprefix("npz:"), split)
-    return tfds_read.load(name, split, data_dir=data_dir, cache_dir=cache_dir)
+    return tfds_read.load(name, split, data_dir=data_dir, cache_dir=cache_dir, progress=progress)

@@ -13,6 +13,7 @@ import os
 import pathlib
 import re
 import shlex
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,6 +40,7 @@ def load(
     *,
     data_dir: str | os.PathLike[str] | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Dataset:
     """Loads a split of a prepared TFDS set; arguments and splits as of `prunejax.data.load`.
 
@@ -60,7 +62,7 @@ def load(
     path = path / _cache_name(builder, instruction)
     arrays = cache.read(path)
     if arrays is None or set(arrays) != {"images", "labels"}:
-        arrays = _read(builder, instruction, image_key, label_key)
+        arrays = _read(builder, instruction, image_key, label_key, progress)
         cache.write(path, arrays)
     try:
         return Dataset(arrays["images"], arrays["labels"], class_names, name=name, split=split)
@@ -241,15 +243,21 @@ def _cache_name(builder: tfds.core.DatasetBuilder, instruction: str) -> str:
 
 
 def _read(
-    builder: tfds.core.DatasetBuilder, instruction: str, image_key: str, label_key: str
+    builder: tfds.core.DatasetBuilder,
+    instruction: str,
+    image_key: str,
+    label_key: str,
+    progress: Callable[[int, int], None],
 ) -> dict[str, np.ndarray]:
     source = builder.as_data_source(split=instruction)
     size = len(source)
     images = np.empty((size, *builder.info.features[image_key].shape), np.uint8)
     labels = np.empty(size, np.int32)
+    progress(0, size)
     for start in range(0, size, _CHUNK):
         stop = min(start + _CHUNK, size)
         for index, example in enumerate(source.__getitems__(range(start, stop)), start):
             images[index] = example[image_key]
             labels[index] = example[label_key]
+        progress(stop, size)
     return {"images": images, "labels": labels}

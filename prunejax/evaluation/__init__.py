@@ -3,6 +3,7 @@
 from prunejax.evaluation import records
 from prunejax.evaluation.robustness import (
     Protocol,
+    accuracies,
     at_budget,
     clean_accuracy,
     evaluate,
@@ -14,6 +15,7 @@ from prunejax.evaluation.sensitivity import accuracy_under
 
 __all__ = [
     "Protocol",
+    "accuracies",
     "accuracy_under",
     "at_budget",
     "clean_accuracy",

@@ -6,7 +6,7 @@ is the work that hardware which skips zeros would have; `latency` is what this m
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -79,6 +79,7 @@ def efficiency(
     *,
     batch_size: int = 128,
     repeats: int = 10,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Efficiency:
     """Counts and measures a network.
 
@@ -88,6 +89,7 @@ def efficiency(
       mask: what is left of its parameters; applied before anything is counted. None: all.
       batch_size: images at a time for latency and memory.
       repeats: how often the batch is timed; the fastest counts.
+      progress: called with (batches timed, batches in all), first before compilation.
 
     Raises:
       ValueError: a mask of another structure, a batch size or a number of repeats below 1.
@@ -106,8 +108,9 @@ def efficiency(
     classifier = classifier.with_params(masks.apply(params, mask))
     layers = count(classifier, image_shape)
     leaves = jax.tree.leaves(classifier.params)
+    progress(0, repeats)
     compiled = _compiled(classifier, image_shape, batch_size)
-    latency = _fastest(compiled, classifier, image_shape, batch_size, repeats)
+    latency = _fastest(compiled, classifier, image_shape, batch_size, repeats, progress)
     return Efficiency(
         layers=layers,
         parameters=trees.size(classifier.params),
@@ -174,14 +177,15 @@ def _compiled(classifier: Classifier, image_shape: tuple[int, ...], batch_size: 
     )
 
 
-def _fastest(compiled, classifier, image_shape, batch_size, repeats) -> float:
+def _fastest(compiled, classifier, image_shape, batch_size, repeats, progress) -> float:
     images = jnp.zeros((batch_size, *image_shape), jnp.float32)
     compiled(classifier, images).block_until_ready()
     seconds = []
-    for _ in range(repeats):
+    for number in range(repeats):
         start = time.perf_counter()
         compiled(classifier, images).block_until_ready()
         seconds.append(time.perf_counter() - start)
+        progress(number + 1, repeats)
     return min(seconds)
 
 

@@ -1,10 +1,12 @@
 """Attacks a classifier as a protocol says, and reads accuracies off the records."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import pathlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -55,9 +57,22 @@ class Protocol:
             )
 
 
-def predict(classifier: Classifier, images: np.ndarray, batch_size: int = 512) -> np.ndarray:
-    """Predicted classes `[N]` of images `[N, ...]` in [0, 1]."""
+def predict(
+    classifier: Classifier,
+    images: np.ndarray,
+    batch_size: int = 512,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> np.ndarray:
+    """Predicted classes `[N]` of images `[N, ...]` in [0, 1].
+
+    Args:
+      classifier: the network.
+      images: to classify.
+      batch_size: images at a time.
+      progress: called with (images done, images in all), first before any.
+    """
     size = min(batch_size, len(images))
+    progress(0, len(images))
     with jax.default_matmul_precision("highest"):
         classes = []
         for first in range(0, len(images), size):
@@ -65,6 +80,7 @@ def predict(classifier: Classifier, images: np.ndarray, batch_size: int = 512) -
             # Padded to one size, so that one program serves all batches.
             padded = np.concatenate([batch, np.repeat(batch[:1], size - len(batch), axis=0)])
             classes.append(np.asarray(_predict(classifier, padded))[: len(batch)])
+            progress(first + len(batch), len(images))
     return np.concatenate(classes)
 
 
@@ -96,13 +112,14 @@ def evaluate(
       directory: one Parquet file an attack, written every `EXAMPLES_A_WRITE` examples.
       seed: of the attacks' random numbers.
       batch_size: examples under attack at a time.
-      progress: called with (protocol name, examples done, examples in all).
+      progress: called with (what is done, examples done, examples in all), where what is done is
+        "predictions" or the name of a protocol; first before any example.
 
     Returns:
       All records of the protocols.
     """
     images = dataset.images.astype(np.float32) / 255
-    predictions = predict(classifier, images)
+    predictions = predict(classifier, images, progress=functools.partial(progress, "predictions"))
     tables = []
     for protocol in protocols:
         path = pathlib.Path(directory) / f"{protocol.name}.parquet"
@@ -129,6 +146,7 @@ def evaluate(
                 def report(examples, _, name=protocol.name, before=before, budgets=budgets):
                     progress(name, before + examples, len(budgets) * len(images))
 
+                report(0, None)  # while the attack is compiled
                 found = _attack_together(
                     protocol.attack,
                     classifier,
@@ -191,6 +209,34 @@ def at_budget(table: pa.Table, budget: float | None) -> pa.Table:
     if budget is None:
         return table.filter(pc.is_null(table["budget"]))
     return table.filter(pc.equal(table["budget"], pa.scalar(budget, pa.float32())))
+
+
+def accuracies(table: pa.Table, protocols: Sequence[Protocol], examples: int) -> dict[str, Any]:
+    """What records say of a network: the part of a summary that is computed from them alone.
+
+    Args:
+      table: all records of the network.
+      protocols: the attacks; those whose records are not complete are left out.
+      examples: how many were to be attacked.
+
+    Returns:
+      `clean_accuracy`, and `robust_accuracy`: for each attack its name, norm, stated budget, and
+      the accuracy at that.
+    """
+    of = {p.name: table.filter(pc.equal(table["attack"], p.name)) for p in protocols}
+    return {
+        "clean_accuracy": clean_accuracy(table),
+        "robust_accuracy": [
+            {
+                "attack": protocol.name,
+                "norm": protocol.attack.norm,
+                "budget": protocol.stated,
+                "accuracy": robust_accuracy(of[protocol.name], protocol.stated),
+            }
+            for protocol in protocols
+            if is_complete(of[protocol.name], protocol, examples)
+        ],
+    }
 
 
 def clean_accuracy(table: pa.Table) -> float:

@@ -45,6 +45,7 @@ class Iterative(PruningMethod):
                 optimizer=lambda mask: pruning.masked(tx, mask),
                 begin=lambda start, sparsity=sparsity: self._begin(start, sparsity),
                 examples=self.examples,
+                needs_trained=True,
                 selectable_from=0 if number == self.rounds else None,
             )
             for number, (_, sparsity) in enumerate(schedule, start=1)

@@ -40,5 +40,6 @@ class OneShot(PruningMethod):
                 optimizer=lambda mask: pruning.masked(tx, mask),
                 begin=begin,
                 examples=self.examples,
+                needs_trained=True,
             ),
         )

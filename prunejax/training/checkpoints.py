@@ -1,14 +1,19 @@
 """Checkpoints on disk, by Orbax: of a run under way, and of a finished network."""
 
 import math
+import os
 import pathlib
 import shutil
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from prunejax import masks, trees
+
+# Beside the checkpoints: the number of the newest one, so that its loss is noticed.
+NEWEST = "newest"
 
 
 class CheckpointError(RuntimeError):
@@ -39,7 +44,8 @@ class Store:
 
         Args:
           directory: where the checkpoints are.
-          fall_back: drop the newest checkpoint where it cannot be read, and use the one before.
+          fall_back: where the newest checkpoint is missing or cannot be read, drop it and use the
+            one before.
         """
         import orbax.checkpoint as ocp  # takes a second to import
 
@@ -75,6 +81,8 @@ class Store:
         )
         try:
             self._manager.save(checkpoint, args=content)
+            # Cut short before this, the number is older than what is there, which does no harm.
+            self._note_newest(checkpoint)
         except Exception as error:
             raise CheckpointError(
                 f"Checkpoint {checkpoint} could not be written to {self._directory} ({error}). "
@@ -85,23 +93,30 @@ class Store:
         """Where the newest readable checkpoint stands, None where there is none.
 
         Raises:
-          CheckpointError: the newest one cannot be read, and falling back was not asked for.
+          CheckpointError: the newest one is missing or cannot be read, and falling back was not
+            asked for.
         """
-        for checkpoint in sorted(self._manager.all_steps(), reverse=True):
+        found = sorted(self._manager.all_steps(), reverse=True)
+        newest = self._noted_newest()
+        if newest is not None and newest > max(found, default=-1) and not self._fall_back:
+            raise self._unusable(newest, "is missing")
+        for checkpoint in found:
             try:
                 args = self._ocp.args.Composite(
                     state=self._ocp.args.StandardRestore(), position=self._ocp.args.JsonRestore()
                 )
                 # The arrays too: a position whose state is damaged is of no use.
-                found = self._manager.restore(checkpoint, args=args).position
+                position = self._manager.restore(checkpoint, args=args).position
             except Exception as error:
                 if not self._fall_back:
-                    raise self._unreadable(checkpoint) from error
-                shutil.rmtree(self._directory / str(checkpoint))
-                self._manager.reload()
+                    raise self._unusable(checkpoint) from error
+                self._drop(checkpoint)
             else:
-                value = -math.inf if found["best_value"] is None else found["best_value"]
-                return Position(found["phase"], found["epoch"], value, checkpoint)
+                if checkpoint != newest:
+                    self._note_newest(checkpoint)
+                value = -math.inf if position["best_value"] is None else position["best_value"]
+                return Position(position["phase"], position["epoch"], value, checkpoint)
+        self._note_newest(None)
         return None
 
     def restore(self, position: Position, template: Any) -> Any:
@@ -114,17 +129,51 @@ class Store:
         try:
             return self._manager.restore(position.checkpoint, args=args).state
         except Exception as error:
-            raise self._unreadable(position.checkpoint) from error
+            raise self._unusable(position.checkpoint) from error
 
     def close(self) -> None:
         """Waits for what is being written."""
         self._manager.close()
 
-    def _unreadable(self, checkpoint: int) -> CheckpointError:
+    def _drop(self, checkpoint: int) -> None:
+        _wait_for_all(f"have looked at checkpoint {checkpoint}")
+        if jax.process_index() == 0:
+            shutil.rmtree(self._directory / str(checkpoint))
+        _wait_for_all(f"know that checkpoint {checkpoint} is gone")
+        self._manager.reload()
+
+    def _noted_newest(self) -> int | None:
+        path = self._directory / NEWEST
+        try:
+            return int(path.read_text())
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            if self._fall_back:
+                return None
+            raise CheckpointError(
+                f"{path}, which holds the number of the newest checkpoint, is damaged. "
+                "Remove it to go on from the newest one that is left."
+            ) from error
+
+    def _note_newest(self, checkpoint: int | None) -> None:
+        if jax.process_index() != 0:
+            return
+        path = self._directory / NEWEST
+        if checkpoint is None:
+            path.unlink(missing_ok=True)
+            return
+        unfinished = path.with_suffix(".tmp")
+        unfinished.write_text(f"{checkpoint}\n")
+        os.replace(unfinished, path)
+
+    def _unusable(
+        self, checkpoint: int, what: str = "is damaged or of another run"
+    ) -> CheckpointError:
         return CheckpointError(
-            f"Checkpoint {self._directory / str(checkpoint)} is damaged or of another run. "
-            "To go on from the one before it, ask to fall back (--fall_back); "
-            f"to start anew, remove {self._directory}."
+            f"Checkpoint {self._directory / str(checkpoint)} {what}. "
+            "To go on from the one before it, or from the start where there is none, ask to fall "
+            f"back (--fall_back); to start anew, remove {self._directory}."
         )
 
 
@@ -188,9 +237,16 @@ def load_network(directory: str | pathlib.Path, template: Any) -> tuple[Any, Any
         rest = trees.map_with_path(lambda path, _: content["rest"][path], rest)
     except Exception as error:
         raise CheckpointError(
-            f"Network {directory} is damaged, or is not the network that the config describes."
+            f"Network {directory} is damaged, or is not the network that the config describes. "
+            "Remove that folder, and the run's experiments.train makes it again from the last "
+            "checkpoint."
         ) from error
     return jax.tree.map(jax.numpy.asarray, {"params": params, **rest}), mask
+
+
+def _wait_for_all(what: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"all processes {what}")
 
 
 def _materialized(shapes: Any) -> Any:

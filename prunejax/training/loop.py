@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from prunejax import masks
+from prunejax import masks, trees
 from prunejax.canonical import canonical
 from prunejax.classifier import Classifier, Network, Variables
 from prunejax.data import Dataset, augment
@@ -22,8 +22,10 @@ from prunejax.training import batches, checkpoints
 from prunejax.training.evidence import evidence
 from prunejax.training.phase import Phase, Start
 
-# A chunk's images travel to the device together.
+# Images that travel to the devices together.
 CHUNK_BYTES = 64 * 2**20
+# Progress is reported that often in an epoch, but not after fewer steps than that.
+REPORTS_AN_EPOCH, LEAST_STEPS = 20, 10
 
 
 class TrainState(NamedTuple):
@@ -51,7 +53,7 @@ class Trained(NamedTuple):
 
 
 class DivergedError(RuntimeError):
-    """The loss is no longer a finite number."""
+    """The loss or the network is no longer made of finite numbers."""
 
 
 def train(
@@ -89,13 +91,19 @@ def train(
       store: where checkpoints go; what it holds already is resumed from, bit for bit.
       checkpoint_every: epochs between two checkpoints; the end of a phase always gets one.
       log: called after each epoch with a row of numbers.
-      progress: called with (steps made, steps in all) now and then.
+      progress: called with (steps made, steps in all): before the first step, then after each
+        twentieth of an epoch, but not after fewer than ten steps.
       mesh: the devices; all by default.
 
     Raises:
-      ValueError: no phases, or a batch size that the data or the devices cannot have.
-      DivergedError: a loss that is not finite; the last checkpoint is good.
+      ValueError: no phases, a batch size that the data or the devices cannot have, or another
+        number out of range; before anything is compiled.
+      DivergedError: a loss or a parameter that is not finite; the last checkpoint is good.
     """
+    if shift < 0:
+        raise ValueError(f"shift is {shift}; it is a number of pixels, at least 0.")
+    if checkpoint_every < 1:
+        raise ValueError(f"checkpoint_every is {checkpoint_every}; at least 1 epoch is needed.")
     check(network, start, phases, dataset)
     mesh = batches.data_mesh() if mesh is None else mesh
     if batch_size % mesh.size:
@@ -103,19 +111,21 @@ def train(
             f"batch_size is {batch_size}; it must be a multiple of {mesh.size} devices."
         )
     steps = len(batches.epoch_indices(len(dataset), batch_size, seed, 0))
-    chunks = -(-steps * batch_size * dataset.images[0].nbytes // CHUNK_BYTES)
+    held = min(steps, max(1, CHUNK_BYTES // (batch_size * dataset.images[0].nbytes)))
+    stride = max(LEAST_STEPS, -(-steps // REPORTS_AN_EPOCH))
     total = steps * sum(phase.epochs for phase in phases)
     everywhere = NamedSharding(mesh, PartitionSpec())
     resumed = store.latest() if store else None
+    progress(_epochs_made(phases, resumed) * steps, total)
 
     current, remembered, epochs_before = _on_host(start), None, 0
     for number, phase in enumerate(phases):
         if phase.remembers:
             remembered = current.variables["params"]
-        begin = functools.partial(_begin, network, phase, draw=(seed, number))
+        begin_phase = functools.partial(begin, network, phase, draw=(seed, number))
         found = current, remembered, _examples(dataset, phase.examples, seed)
-        shapes = jax.eval_shape(begin, *found)
-        end_shapes = jax.eval_shape(functools.partial(_end, phase), shapes)
+        shapes = jax.eval_shape(begin_phase, *found)
+        end_shapes = jax.eval_shape(functools.partial(end, phase), shapes)
         if resumed and number < resumed.phase:
             current, epochs_before = end_shapes, epochs_before + phase.epochs
             continue
@@ -127,29 +137,35 @@ def train(
             remembered = _on_host(restored["remembered"])
         else:
             first_epoch, best_value = 0, -np.inf
-            state = jax.jit(begin, out_shardings=everywhere)(*found)
+            state = jax.jit(begin_phase, out_shardings=everywhere)(*found)
             best = None
         run_steps = compile_steps(network, phase, current.mask, (seed, number), shift, flip)
-        end = jax.jit(functools.partial(_end, phase))
+        finish = jax.jit(functools.partial(end, phase))
 
         for epoch in range(first_epoch, phase.epochs):
             global_epoch = epochs_before + epoch
             indices = batches.epoch_indices(len(dataset), batch_size, seed, global_epoch)
-            losses, metrics = [], {}
-            for part in np.array_split(indices, chunks):
-                examples = batches.to_devices(dataset, part, mesh)
-                state, (loss, metrics) = run_steps(state, examples)
-                losses.append(
-                    _finite(np.asarray(loss), global_epoch * steps + sum(map(len, losses)))
-                )
-                progress(global_epoch * steps + sum(map(len, losses)), total)
-            now = _on_host(end(state))
+            outcomes, made = [], global_epoch * steps
+            for part in np.split(indices, range(held, steps, held)):
+                # Of one size, so that one program serves all.
+                padded = np.resize(part, (held, batch_size))
+                examples = batches.to_devices(dataset, padded, mesh)
+                for first in range(0, len(part), stride):
+                    last = min(first + stride, len(part))
+                    state, rows = run_steps(state, examples, first, last)
+                    outcomes.append(_slice(rows, first, last))
+                    _finite(outcomes[-1][0], made)
+                    made += last - first
+                    progress(made, total)
+            loss, metrics = jax.tree.map(_mean, *outcomes)
+            now = _on_host(finish(state))
+            _require_finite(now.variables, state.trainable, (global_epoch + 1) * steps - 1)
             row = {
                 "epoch": global_epoch + 1,
                 "step": (global_epoch + 1) * steps,
                 "phase": phase.name,
-                "loss": float(np.concatenate(losses).mean()),
-                **{name: float(np.mean(value)) for name, value in metrics.items()},
+                "loss": loss,
+                **metrics,
                 "density": masks.density(now.variables["params"], now.mask),
             }
             if validate is not None:
@@ -163,7 +179,7 @@ def train(
                 position = checkpoints.Position(number, epoch + 1, best_value)
                 content = {"state": state, "best": best, "remembered": remembered}
                 store.save(global_epoch + 1, position, content)
-        current, epochs_before = _on_host(end(state)), epochs_before + phase.epochs
+        current, epochs_before = _on_host(finish(state)), epochs_before + phase.epochs
     return best
 
 
@@ -179,9 +195,11 @@ def check(network: Network, start: Trained, phases: Sequence[Phase], dataset: Da
     for number, phase in enumerate(phases):
         if phase.remembers:
             remembered = start.variables["params"]
-        begin = functools.partial(_begin, network, phase, draw=(0, number))
-        state = jax.eval_shape(begin, start, remembered, _examples(dataset, phase.examples, 0))
-        start = jax.eval_shape(functools.partial(_end, phase), state)
+        begin_phase = functools.partial(begin, network, phase, draw=(0, number))
+        state = jax.eval_shape(
+            begin_phase, start, remembered, _examples(dataset, phase.examples, 0)
+        )
+        start = jax.eval_shape(functools.partial(end, phase), state)
 
 
 def _key(draw: tuple[int, int]) -> jax.Array:
@@ -201,9 +219,25 @@ def _examples(dataset: Dataset, number: int, seed: int) -> tuple[np.ndarray, np.
     return dataset.images[chosen], dataset.labels[chosen]
 
 
-def _begin(
-    network: Network, phase: Phase, current: Trained, remembered, examples, *, draw: tuple[int, int]
+def begin(
+    network: Network,
+    phase: Phase,
+    current: Trained,
+    remembered: Any,
+    examples: tuple[jax.Array, jax.Array],
+    *,
+    draw: tuple[int, int],
 ) -> TrainState:
+    """The state in which a phase begins.
+
+    Args:
+      network: the architecture.
+      phase: the phase.
+      current: what the one before it left.
+      remembered: parameters, or None.
+      examples: images and labels for the evidence, perhaps none.
+      draw: (seed, number of the phase), of its random numbers.
+    """
     collections = {**current.variables}
     params = collections.pop("params")
     known = evidence(network, current.variables, phase.objective, *examples, _key(draw))
@@ -212,14 +246,20 @@ def _begin(
     return TrainState(jnp.zeros((), jnp.int32), trainable, auxiliary, opt_state, collections)
 
 
-def _end(phase: Phase, state: TrainState) -> Trained:
+def end(phase: Phase, state: TrainState) -> Trained:
+    """The network that a phase has come to."""
     params = phase.materialize(state.trainable, state.auxiliary)
     mask = phase.mask(state.trainable, state.auxiliary, state.opt_state)
     return Trained({"params": params, **state.collections}, mask)
 
 
 def compile_steps(network, phase: Phase, mask: Any, draw: tuple[int, int], shift: int, flip: bool):
-    """K steps: `(state, (images [K, B, ...], labels [K, B])) -> (state, (losses [K], metrics))`."""
+    """The steps [first, last) of K, as one program for all `first` and `last`.
+
+    Returns:
+      `(state, (images [K, B, ...], labels [K, B]), first, last) -> (state, (losses [K], metrics))`;
+      all K steps by default. What other steps have in the results has no meaning.
+    """
     # Which mask is given here does not matter: the one in force is in the optimiser's state.
     optimizer = phase.optimizer(mask)
 
@@ -247,10 +287,37 @@ def compile_steps(network, phase: Phase, mask: Any, draw: tuple[int, int], shift
         return state, (loss, metrics)
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def run(state, examples):
-        return jax.lax.scan(canonical(step), state, examples)
+    def run(state, examples, first=0, last=None):
+        steps = len(examples[1])
+        row = jax.eval_shape(step, state, _at(examples, 0))[1]
+        rows = jax.tree.map(lambda leaf: jnp.zeros((steps, *leaf.shape), leaf.dtype), row)
+
+        def body(i, carry):
+            state, rows = carry
+            state, row = canonical(step)(state, _at(examples, i))
+            return state, jax.tree.map(lambda each, new: each.at[i].set(new), rows, row)
+
+        return jax.lax.fori_loop(first, steps if last is None else last, body, (state, rows))
 
     return run
+
+
+def _epochs_made(phases: Sequence[Phase], resumed: checkpoints.Position | None) -> int:
+    if resumed is None:
+        return 0
+    return sum(phase.epochs for phase in phases[: resumed.phase]) + resumed.epoch
+
+
+def _at(tree: Any, index: jax.Array | int) -> Any:
+    return jax.tree.map(lambda leaf: leaf[index], tree)
+
+
+def _mean(*parts: np.ndarray) -> float:
+    return float(np.concatenate(parts).mean())
+
+
+def _slice(tree: Any, first: int, last: int) -> Any:
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[first:last], tree)
 
 
 def _finite(losses: np.ndarray, first_step: int) -> np.ndarray:
@@ -261,3 +328,13 @@ def _finite(losses: np.ndarray, first_step: int) -> np.ndarray:
             "Lower the learning rate, or look at the data."
         )
     return losses
+
+
+def _require_finite(variables: Variables, trainable: Any, last_step: int) -> None:
+    """The loss of a step knows nothing of its update: the last one shows only here."""
+    for path, leaf in (trees.flatten(variables) | trees.flatten({"trainable": trainable})).items():
+        if not np.isfinite(np.asarray(leaf)).all():
+            raise DivergedError(
+                f"{path} is not finite after step {last_step}; the last checkpoint is kept. "
+                "Lower the learning rate, or look at the data."
+            )

@@ -64,6 +64,8 @@ class Phase:
       optimizer: `mask -> optax optimiser`, given the mask that `begin` decided on.
       begin: `Start -> (trainable, auxiliary, mask)`, compiled.
       examples: training examples, drawn at random, for the evidence that `begin` finds.
+      needs_trained: it begins by pruning what was trained before: as the first phase it makes
+        sense from a trained network only.
       remembers: keep the parameters that this phase begins with for the phases after it.
       materialize: `(trainable, auxiliary) -> params`, differentiable: the network's parameters.
       penalty: `(trainable, auxiliary) -> scalar`, added to the objective.
@@ -84,6 +86,7 @@ class Phase:
         start.mask,
     )
     examples: int = 0
+    needs_trained: bool = False
     remembers: bool = False
     materialize: Callable[[Any, Auxiliary], Params] = lambda trainable, auxiliary: trainable
     penalty: Callable[[Any, Auxiliary], jax.Array] = lambda trainable, auxiliary: jnp.zeros(())

@@ -22,8 +22,8 @@ def png(value, shape=(3, 2)):
 def load(tiny_dir, tmp_path, no_network, no_tensorflow):
     """Loads from the tiny MNIST of 200 + 50 images, with a cache of the test's own."""
 
-    def load_tiny(split, name="mnist", data_dir=tiny_dir, cache_dir=tmp_path / "cache"):
-        return data.load(name, split, data_dir=data_dir, cache_dir=cache_dir)
+    def load_tiny(split, name="mnist", data_dir=tiny_dir, cache_dir=tmp_path / "cache", **options):
+        return data.load(name, split, data_dir=data_dir, cache_dir=cache_dir, **options)
 
     return load_tiny
 
@@ -192,6 +192,14 @@ def test_the_cache_is_read_the_second_time(load, monkeypatch):
     first = load("test")
     monkeypatch.setattr(tfds_read, "_read", lambda *args: pytest.fail("read again"))
     np.testing.assert_array_equal(load("test").images, first.images)
+
+
+def test_progress_is_that_of_reading_the_files(load, monkeypatch):
+    monkeypatch.setattr(tfds_read, "_CHUNK", 20)
+    calls = []
+    for _ in range(2):  # the second time there is nothing to read
+        load("test", progress=lambda *call: calls.append(call))
+        assert calls == [(0, 50), (20, 50), (40, 50), (50, 50)]
 
 
 def test_a_truncated_cache_is_rebuilt(load, tmp_path, recwarn):

@@ -46,7 +46,19 @@ def few_a_write(monkeypatch):
 
 
 def test_accuracies_are_those_of_the_threshold(tmp_path):
-    table = evaluate(CLASSIFIER, DATASET, PROTOCOLS, tmp_path, batch_size=8)
+    calls = {"predictions": [], "pgd": [], "deepfool": []}
+    table = evaluate(
+        CLASSIFIER,
+        DATASET,
+        PROTOCOLS,
+        tmp_path,
+        batch_size=8,
+        progress=lambda name, *call: calls[name].append(call),
+    )
+    for name, number in (("predictions", 25), ("pgd", 25 * len(BUDGETS)), ("deepfool", 25)):
+        assert calls[name] == sorted(calls[name])
+        assert calls[name][0] == (0, number)
+        assert calls[name][-1] == (number, number)
     x = IMAGES.ravel() / 255
     for protocol in PROTOCOLS:
         own = table.filter(pc.equal(table["attack"], protocol.name))

@@ -1,51 +1,151 @@
 """What a user meets at the command line: help, and errors in one sentence."""
 
+import pathlib
+import re
+import resource
+import runpy
+import signal
 import subprocess
 import sys
 
+import jax
 import pytest
+from absl import app, flags
 
-from experiments import train
-from experiments.configs import digits_blind
+from experiments import environment, evaluate, run_directory, train
+from experiments.configs import digits_blind, digits_one_shot
+from experiments.configs.base import base
+from prunejax import methods
+from prunejax.evaluation import records
 
-TRAIN = ("experiments.train", "--config=experiments/configs/digits_blind.py")
+ROOT = pathlib.Path(train.__file__).parents[1]
+COMMANDS = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in (ROOT / "experiments").rglob("*.py")
+    if '__name__ == "__main__"' in path.read_text()
+)
+CONFIG = "experiments/configs/digits_blind.py"
 
 
-def _run(module, *args):
-    return subprocess.run(
-        [sys.executable, "-m", module, *args], capture_output=True, text=True, timeout=120
-    )
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Runs a command in this process; gives what it printed, its exit and the flags it defined."""
+    app.define_help_flags()
+    monkeypatch.setattr(environment, "configure", lambda cpu_devices: None)
+    known = set(flags.FLAGS)
+
+    def main_as_absl(main, argv=None, flags_parser=app.parse_flags_with_usage):
+        main(flags_parser(sys.argv))
+
+    monkeypatch.setattr(app, "run", main_as_absl)
+
+    def run(module, *args):
+        monkeypatch.setattr(sys, "argv", [module, *args])
+        try:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+            end = None
+        except SystemExit as stop:
+            end = stop.code
+        own = {name: flags.FLAGS[name] for name in set(flags.FLAGS) - known}
+        flags.FLAGS.remove_flag_values(list(own))
+        flags.FLAGS.unparse_flags()
+        return capsys.readouterr().out, end, own
+
+    return run
+
+
+def test_the_commands_whose_help_is_read_are_all_found():
+    ours = ("train", "evaluate", "quickstart", "report", "shrink", "prepare_data")
+    assert {f"experiments.{name}" for name in ours} < set(COMMANDS)
+    assert "experiments.benchmarks.throughput" in COMMANDS
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+@pytest.mark.parametrize("module", COMMANDS)
+def test_help_is_complete(command, module):
+    shown, _, own = command(module, "--help")
+    expected = dict(own)
+    if module != "experiments.prepare_data":  # it needs no JAX
+        expected |= {name: flags.FLAGS[name] for name in ("cpu_devices", "distributed")}
+    assert own
+    words = " ".join(shown.split())
+    for name, flag in expected.items():
+        assert re.search(rf"^ +--(\[no\])?{name}:", shown, re.M), name
+        assert len(flag.help.split()) > 2
+        assert " ".join(flag.help.split()) in words, name
+    # The command as it is to be typed: with flags that exist, long ones on several lines.
+    examples = re.findall(rf"^ *(python -m {module} (?:.*\\\n)*.*)", shown, re.M)
+    assert examples
+    for example in examples:
+        assert set(re.findall(r"--(\w+)", example)) <= expected.keys()
+        assert not re.search(r"\S  +--", example)
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+def test_help_leads_to_the_keys_of_a_config(command):
+    shown, _, _ = command("experiments.train", "--help")
+    path, name = "experiments/configs/base.py", "prunejax/methods/"
+    assert path in shown
+    assert name in shown
+    source = (ROOT / path).read_text()
+    for key in digits_blind.get_config():
+        assert f"config.{key}" in source
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("flag", "sentence"),
-    [
-        ("--config.method.sparsty=0.5", "Did you mean 'sparsity'?"),
-        ("--config.method.sparsity=1.5", "sparsity is 1.5; it must lie in [0, 1)."),
-    ],
-)
-def test_bad_configs_end_in_a_sentence_and_leave_nothing(tmp_path, flag, sentence):
-    done = _run(*TRAIN, f"--workdir={tmp_path / 'run'}", flag)
+def test_a_bad_config_ends_in_a_sentence_and_leaves_nothing(tmp_path):
+    """The whole command, once."""
+    arguments = "--config", CONFIG, f"--workdir={tmp_path / 'run'}", "--config.method.sparsity=1.5"
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.train", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode != 0
-    assert sentence in done.stderr.splitlines()[-1]
+    assert "sparsity is 1.5; it must lie in [0, 1)." in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+@pytest.mark.parametrize("config", [[f"--config={CONFIG}"], ["--config", CONFIG]])
 @pytest.mark.parametrize(
-    ("module", "words"),
+    ("flag", "wrong", "nearest"),
     [
-        ("experiments.train", ["--config", "--workdir", "fall_back", "cpu_devices"]),
-        ("experiments.evaluate", ["--workdir", "--attacks", "cpu_devices"]),
+        ("method.sparsty", "sparsty", "sparsity"),
+        ("metod.sparsity", "metod", "method"),
+        ("batchsize", "batchsize", "batch_size"),
     ],
 )
-def test_help_names_every_flag(module, words):
-    shown = _run(module, "--help").stdout
-    assert f"python -m {module}" in shown
-    for word in words:
-        assert word in shown
+def test_unknown_config_keys_are_answered_with_the_valid_ones(
+    command, tmp_path, config, flag, wrong, nearest
+):
+    _, end, _ = command(
+        "experiments.train", *config, f"--workdir={tmp_path / 'run'}", f"--config.{flag}=1"
+    )
+    assert f"Unknown config key {wrong!r}. Did you mean {nearest!r}? Valid: " in end
+    branch = digits_blind.get_config()
+    if flag.startswith("method."):
+        branch = branch.method
+    assert end.endswith(f"Valid: {', '.join(sorted(branch.keys()))}.")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+@pytest.mark.parametrize(
+    "config", [["--config=none.py"], ["--config", "none.py"], ["--config=none.py", "--config.a=1"]]
+)
+def test_a_missing_config_is_named_in_a_sentence(command, tmp_path, config):
+    _, end, _ = command("experiments.train", *config, f"--workdir={tmp_path / 'run'}")
+    assert re.fullmatch(r"config is 'none\.py', but there is no such file; [^\n]*", end)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+def test_a_run_without_a_config_is_named_in_a_sentence(command, tmp_path):
+    _, end, _ = command("experiments.evaluate", f"--workdir={tmp_path}")
+    assert end == f"FileNotFoundError: workdir {tmp_path} holds no run: config.json is missing."
 
 
 @pytest.mark.parametrize(
@@ -58,10 +158,20 @@ def test_help_names_every_flag(module, words):
         ("method.eps", -0.1, "eps is -0.1; a budget is at least 0."),
         ("method.optimizer", "adm", "Did you mean 'adam'?"),
         ("method.include", ("Covn*",), r"Pattern 'Covn\*' matches none of the weights"),
+        ("seed", -1, "seed is -1; it must be at least 0."),
         ("batch_size", 5000, r"batch_size is 5000; it must lie in \[1, 1197\]"),
+        ("checkpoint_every", 0, "checkpoint_every is 0; it must be at least 1."),
+        ("dataset.shift", -1, "dataset.shift is -1; it must be at least 0."),
         ("validation.select", "accuracy", "Unknown validation.select 'accuracy'"),
+        ("validation.eps", -0.1, "validation.eps is -0.1; it must be at least 0."),
+        ("validation.eps", float("nan"), "validation.eps is nan; it must be at least 0."),
+        ("validation.examples", 0, "validation.examples is 0; it must be at least 1."),
+        ("validation.steps", 0, "steps is 0"),
+        ("evaluation.examples", 0, "evaluation.examples is 0; it must be at least 1."),
+        ("evaluation.batch_size", 0, "evaluation.batch_size is 0; it must be at least 1."),
         ("evaluation.protocols.linf_pgd.attack", "sigmazero", "Did you mean 'sigma_zero'?"),
         ("evaluation.protocols.linf_pgd.stated", 0.3, "stated budget 0.3 of 'linf_pgd'"),
+        ("evaluation.protocols.linf_pgd.budgets", (-0.1, 0.1), r"\(-0.1, 0.1\); none may be neg"),
     ],
 )
 def test_bad_values_are_refused_before_anything_is_written(tmp_path, key, value, sentence):
@@ -70,3 +180,91 @@ def test_bad_values_are_refused_before_anything_is_written(tmp_path, key, value,
     with pytest.raises(ValueError, match=sentence):
         train.train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_bad_values_are_refused_where_a_run_is_evaluated_too(tmp_path):
+    config = digits_blind.get_config()
+    config.evaluation.batch_size = 0
+    run_directory.open_run(tmp_path, config)
+    with pytest.raises(ValueError, match=r"evaluation\.batch_size is 0"):
+        evaluate.evaluate_run(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["one_shot", "iterative"])
+def test_what_begins_by_pruning_needs_a_trained_network(tmp_path, name):
+    config = digits_one_shot.get_config()
+    if name == "iterative":
+        config.method = base("digits", "strided_cnn", "iterative").method
+    with pytest.raises(ValueError, match=f"init_from is empty, and method '{name}' begins by prun"):
+        train.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_other_method_needs_one():
+    needing = {
+        name
+        for name, method in methods.METHODS.items()
+        if method().phases(steps_per_epoch=4)[0].needs_trained
+    }
+    assert needing == {"one_shot", "iterative"}
+
+
+def test_no_process_is_left_without_devices(monkeypatch):
+    two = jax.devices()[:1] * 2  # as many as two processes have
+    monkeypatch.setattr(jax, "devices", lambda: two)
+    assert train._mesh(3).size == 1
+    assert train._mesh(4).size == 2
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    assert train._mesh(4).size == 2
+    with pytest.raises(ValueError, match=r"batch_size is 3; .* a multiple of all their 2 devices"):
+        train._mesh(3)
+
+
+def test_a_full_disk_ends_in_a_sentence_and_keeps_what_was_written(tmp_path):
+    metrics = run_directory.Metrics(tmp_path)
+    metrics.write({"epoch": 1, "step": 4, "loss": 0.5})
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+
+    row = {"epoch": 2, "step": 8, "note": "long" * 2000}
+    table = records.SCHEMA.empty_table()
+    writes = (
+        lambda: metrics.write(row),
+        lambda: records.write(tmp_path / "fgsm.parquet", table, settings="long" * 2000),
+    )
+    # A limit on the size of files: writing fails as on a full disk.
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limit[1]))
+    try:
+        for write in writes:
+            sentence = r"^OSError: .*File too large.*Make room, and the same command goes on"
+            with pytest.raises(SystemExit, match=sentence), environment._errors_as_sentences():
+                write()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+    assert {path.name for path in tmp_path.iterdir()} == {"metrics.jsonl", "tensorboard"}
+    metrics.close()
+
+
+@pytest.mark.parametrize("content", ["", '{"seed": 0, "ini', "\x00" * 9])
+def test_a_damaged_config_of_a_run_is_named(tmp_path, content):
+    config = digits_blind.get_config()
+    path = tmp_path / "config.json"
+    path.write_text(content)
+    for use in (
+        lambda: train.train(config, tmp_path),
+        lambda: evaluate.evaluate_run(tmp_path),
+    ):
+        with pytest.raises(ValueError, match=f"{path} is damaged .*Remove it and start"):
+            use()
+    path.unlink()
+    run_directory.open_run(tmp_path, config)
+    assert run_directory.read_config(tmp_path).to_dict().keys() == config.to_dict().keys()
+
+
+def test_damaged_metrics_are_named(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"epoch": 1}\n{"epo')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl is damaged .*Remove"):
+        run_directory.Metrics(tmp_path)

@@ -155,6 +155,8 @@ def test_killed_anywhere_it_ends_as_if_left_alone(workdir, tmp_path):
         for varying in (summary, expected):
             varying.pop("bytes_on_disk")  # compression and the file system's doing
         assert summary == expected
+        lines = (tmp_path / route / "metrics.jsonl").read_text().splitlines()
+        assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
         for attack in ("linf_pgd", "l2_deepfool", "l0_sigma_zero"):
             found, wanted = (_records(folder / route, attack) for folder in (tmp_path, workdir))
             order, wanted_order = (

@@ -1,6 +1,9 @@
 """The command that makes a network smaller: to its target, resumable, evaluated like any run."""
 
+import collections
+import itertools
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -29,15 +32,37 @@ def config_of(**changed):
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def reported():
+    """What `runs` says of its progress: a list of (done, in all) by task."""
+    return collections.defaultdict(list)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, reported):
     folder = tmp_path_factory.mktemp("shrink")
-    train.train(config_of(), folder / "dense")
+    report = lambda task, *call: reported[task].append(call)  # noqa: E731
+    train.train(config_of(), folder / "dense", report=report)
     config = config_of(init_from=str(folder / "dense"))
     config.shrinking = shrinking(
         share=0.3, at_most=0.5, criterion="taylor", allocation="uniform", batch_size=8, examples=32
     )
-    rows = shrink.shrink(config, folder / "small")
+    rows = shrink.shrink(config, folder / "small", report=report)
     return folder, config, rows
+
+
+def test_progress_of_everything_that_takes_long_begins_at_nothing_and_ends_at_all(runs, reported):
+    rounds = {f"round {number}" for number in range(1, len(runs[2]))}
+    assert set(reported) == rounds | {
+        "train dense", "validate dense", "remove channels", "validate", "time a batch"
+    }  # fmt: skip
+    for calls in reported.values():
+        done, (total, *others) = zip(*calls, strict=True)
+        assert set(others) == {total}
+        assert done[0] == 0
+        assert done[-1] == total
+        # It may begin again, but only where it had ended.
+        for before, after in itertools.pairwise(done):
+            assert before <= after or (before, after) == (total, 0)
 
 
 def test_rounds_go_on_until_half_of_the_work_is_left(runs):
@@ -65,6 +90,24 @@ def test_a_run_that_was_stopped_goes_on_after_its_last_round(runs):
     after = from_config.load_trained(config, again, data.load("digits", "test"))[0]
     for path, leaf in trees.flatten(before.variables).items():
         np.testing.assert_array_equal(leaf, trees.flatten(after.variables)[path])
+
+
+def test_a_damaged_network_is_made_again_from_the_last_checkpoint(runs, tmp_path):
+    """A run of experiments.train; it is here because there is one."""
+    shutil.copytree(runs[0] / "dense", tmp_path / "dense")
+    classifier = train.train(config_of(), tmp_path / "dense")
+    for path in (tmp_path / "dense" / "network").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:10])
+    with pytest.raises(checkpoints.CheckpointError, match=r"dense/network is damaged.* Remove"):
+        train.train(config_of(), tmp_path / "dense")
+    shutil.rmtree(tmp_path / "dense" / "network")
+    metrics = (tmp_path / "dense" / "metrics.jsonl").read_text()
+    again = train.train(config_of(), tmp_path / "dense")
+    for path, leaf in trees.flatten(classifier.variables).items():
+        np.testing.assert_array_equal(leaf, trees.flatten(again.variables)[path])
+    assert (tmp_path / "dense" / "network").is_dir()
+    assert (tmp_path / "dense" / "metrics.jsonl").read_text() == metrics  # nothing is trained
 
 
 def test_the_smaller_network_is_evaluated_like_any_run(runs):

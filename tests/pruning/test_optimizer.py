@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from prunejax import masks, pruning, trees
 
@@ -86,6 +88,71 @@ def test_pruned_weights_and_moments_are_exactly_zero_for_sixty_steps(name):
             assert np.all(values[1:][:, keep] != values[:-1][:, keep]), path
     assert int(last(states).step) == 60
     assert masks.density(params, last(states).mask) == (54 - round(0.8 * 54)) / 54
+
+
+# Masks of each kind: of weights, of filters, of columns; a whole leaf that stays or goes.
+MASK_SHAPES = {
+    "conv": {"kernel": (1, 1, 1, 4), "bias": (4,)},
+    "dense": {"kernel": (4, 6), "bias": ()},
+    "head": {"kernel": (1, 5), "bias": ()},
+}
+SHAPES = {
+    "conv": {"kernel": (3, 3, 2, 4), "bias": (4,)},
+    "dense": {"kernel": (4, 6), "bias": (6,)},
+    "head": {"kernel": (6, 5), "bias": (5,)},
+}
+
+
+def drawn(shapes, seed, draw):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda s: draw(rng, s), shapes, is_leaf=lambda s: isinstance(s, tuple))
+
+
+@functools.cache
+def under_mask(name):
+    """Forty steps of gradients that depend on no weight; the mask is traced: one compilation."""
+    normal = lambda rng, shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
+    params = drawn(SHAPES, 0, normal)
+    gradients = drawn(SHAPES, 1, lambda rng, shape: normal(rng, (40, *shape)))
+
+    def trajectory(tx, inner_state):
+        def step(carry, grads):
+            params, state = carry
+            updates, state = tx.update(grads, state, params)
+            params = optax.apply_updates(params, updates)
+            return (params, state), (params, *moments(inner_state(state), params))
+
+        return jax.lax.scan(step, (params, tx.init(params)), gradients)[1]
+
+    masked = jax.jit(
+        lambda mask: trajectory(pruning.masked(INNER[name](), mask), lambda state: state.inner)
+    )
+    alone = jax.jit(lambda: trajectory(INNER[name](), lambda state: state))()
+    # Nothing pruned, in the same program: what follows is exact, this up to fused roundings.
+    whole = masked(drawn(MASK_SHAPES, 0, lambda _, shape: np.ones(shape, bool)))
+    jax.tree.map(
+        lambda out, free: np.testing.assert_allclose(out, free, rtol=1e-5, atol=1e-6), whole, alone
+    )
+    return masked, whole
+
+
+@pytest.mark.parametrize("name", INNER)
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), density=st.floats(0, 1))
+def test_under_any_mask_weights_and_moments_are_zero_outside_and_untouched_inside(
+    name, seed, density
+):
+    mask = drawn(MASK_SHAPES, seed, lambda rng, shape: np.asarray(rng.random(shape) < density))
+    masked, whole = under_mask(name)
+    found = masked(mask)
+    assert len(found) == 1 + {"sgd": 1, "adamw": 2}[name]
+    for tree, expected in zip(found, whole, strict=True):
+        jax.tree.map(
+            lambda out, free, keep: np.testing.assert_array_equal(out, np.where(keep, free, 0)),
+            tree,
+            expected,
+            mask,
+        )
 
 
 @pytest.mark.parametrize("name", INNER)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from prunejax import masks, trees
@@ -106,6 +106,38 @@ def test_counts_are_exact_for_every_combination(sparsity, allocation, granularit
     else:
         assert sum(removed) == round(sparsity * sum(sizes))
     assert leaf.dtype == bool
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    sparsity=st.floats(0, 1, exclude_max=True),
+    allocation=st.sampled_from(["uniform", "global"]),
+    granularity=st.sampled_from(["weight", "filter"]),
+    criterion=st.sampled_from(["magnitude", "random"]),
+)
+@example(sparsity=0.99, allocation="uniform", granularity="weight", criterion="magnitude")
+@example(sparsity=0.999, allocation="uniform", granularity="weight", criterion="random")
+@example(sparsity=0.95, allocation="global", granularity="filter", criterion="magnitude")
+def test_pruning_twice_is_pruning_once_and_the_guard_moves_no_count(
+    sparsity, allocation, granularity, criterion
+):
+    pruner = Pruner(criterion, granularity, allocation)
+    mask = prune(PARAMS, sparsity, pruner)
+    jax.tree.map(np.testing.assert_array_equal, prune(PARAMS, sparsity, pruner, current=mask), mask)
+
+    paths = WEIGHTS if granularity == "weight" else WEIGHTS[:2]
+    sizes = np.array([arrays(mask)[path].size for path in paths])
+    removed = np.array(list(units_removed(mask, paths).values()))
+    assert np.all(removed < sizes)  # one of each layer stays
+    if allocation == "uniform":
+        wanted = np.array([round(sparsity * int(n)) for n in sizes])
+        others = np.arange(len(sizes)) != np.argmax(sizes)
+        # What a layer cannot lose the largest one does.
+        np.testing.assert_array_equal(removed[others], np.minimum(wanted, sizes - 1)[others])
+        total = wanted.sum()
+    else:
+        total = round(sparsity * int(sizes.sum()))
+    assert removed.sum() == min(total, (sizes - 1).sum())
 
 
 @pytest.mark.parametrize("allocation", ["uniform", "global"])

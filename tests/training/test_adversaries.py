@@ -102,6 +102,29 @@ def test_a_given_cutoff_is_the_largest_budget():
     np.testing.assert_allclose(rms(out - problem()[1]), expected, rtol=1e-4)
 
 
+# z = (0.7, 3 x1 - 4 x2): f = z_1 - z_0 = 3 x1 - 4 x2 - 0.7 with the gradient (3, -4) of length 5.
+#   x = (0.5, 0.5): f = -1.2, class 0; the boundary is 1.2 / 5 = 0.24 away, along (0.6, -0.8).
+#   x = (0.6, 0.5): f = -0.9, class 0; the boundary is 0.9 / 5 = 0.18 away, along the same.
+# DeepFool is there after one step and goes 2 % further: lengths 0.2448 and 0.1836.
+BY_HAND = {
+    # The mean length is 0.2142 (root mean squares are lengths / sqrt(2), all alike), so the first
+    # is cut to it and the second stays; times 0.9: 0.19278 and 0.16524.
+    None: [[0.5 + 0.6 * 0.19278, 0.5 - 0.8 * 0.19278], [0.6 + 0.6 * 0.16524, 0.5 - 0.8 * 0.16524]],
+    # A root mean square of 0.14 is a length of 0.197990: 0.9 times that, and 0.16524 again.
+    0.14: [[0.5 + 0.6 * 0.178191, 0.5 - 0.8 * 0.178191], [0.699144, 0.367808]],
+}
+
+
+@pytest.mark.parametrize("cutoff", BY_HAND)
+def test_blind_examples_of_a_linear_classifier_by_hand(cutoff):
+    variables = {"w": jnp.array([[0.0, 3.0], [0.0, -4.0]]), "b": jnp.array([0.7, 0.0])}
+    images = jnp.array([[0.5, 0.5], [0.6, 0.5]]).reshape(2, 2, 1, 1)
+    adversary = adversaries.blind(cutoff=cutoff, scale=0.9)
+    out = adversary(Classifier(variables, linear), images, jnp.array([0, 1]), KEY)
+    # DeepFool's touch more than onto the boundary is 1e-5.
+    np.testing.assert_allclose(out.reshape(2, 2), BY_HAND[cutoff], atol=1.5e-5)
+
+
 @pytest.mark.parametrize("scale", [1.0, 4.0])
 def test_blind_examples_are_images(scale):
     out = make(adversaries.blind(cutoff=1e6, scale=scale))

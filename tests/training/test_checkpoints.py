@@ -116,7 +116,7 @@ def test_a_damaged_network_is_named(tmp_path, how):
     network = variables()
     checkpoints.save_network(tmp_path / "network", network, masks.dense(network["params"]))
     damage(tmp_path / "network", how)
-    with pytest.raises(CheckpointError, match=f"Network {tmp_path / 'network'} is damaged"):
+    with pytest.raises(CheckpointError, match=f"Network {tmp_path / 'network'} is damaged.*Remove"):
         checkpoints.load_network(tmp_path / "network", network)
 
 
@@ -257,6 +257,58 @@ def test_falling_back_from_all_of_them_starts_anew(tmp_path):
     for number in (1, 2):
         damage(tmp_path / str(number), "truncated")
     assert Store(tmp_path, fall_back=True).latest() is None
+
+
+@pytest.mark.parametrize("lost", [(3,), (2, 3)])
+def test_a_missing_newest_checkpoint_is_named(tmp_path, lost):
+    filled(tmp_path)
+    for number in lost:
+        shutil.rmtree(tmp_path / str(number))
+    for _ in range(2):  # nothing is forgotten by asking
+        with pytest.raises(CheckpointError, match=f"{tmp_path / '3'} is missing.*--fall_back"):
+            Store(tmp_path).latest()
+    store = Store(tmp_path, fall_back=True)
+    latest = store.latest()
+    if lost == (3,):
+        assert latest == Position(1, 3, 0.1 * 2, checkpoint=2)
+        assert_bits_equal(store.restore(latest, tree(0)), tree(2))
+    else:
+        assert latest is None
+    store.close()
+    # Asked for once; the run may be stopped before its next checkpoint.
+    assert Store(tmp_path).latest() == latest
+
+
+@pytest.mark.parametrize("number", ["2", None])
+def test_killed_between_a_save_and_its_number_the_newest_is_found(tmp_path, number):
+    filled(tmp_path)
+    assert (tmp_path / checkpoints.NEWEST).read_text() == "3\n"
+    (tmp_path / checkpoints.NEWEST).unlink()
+    if number:
+        (tmp_path / checkpoints.NEWEST).write_text(number)
+    assert Store(tmp_path).latest().checkpoint == 3
+    shutil.rmtree(tmp_path / "3")  # its number has been made good meanwhile
+    with pytest.raises(CheckpointError, match="is missing"):
+        Store(tmp_path).latest()
+
+
+def test_a_damaged_number_of_the_newest_is_named(tmp_path):
+    filled(tmp_path)
+    (tmp_path / checkpoints.NEWEST).write_text("")
+    with pytest.raises(CheckpointError, match=f"{tmp_path / checkpoints.NEWEST}.*Remove it"):
+        Store(tmp_path).latest()
+    assert Store(tmp_path, fall_back=True).latest().checkpoint == 3
+    assert Store(tmp_path).latest().checkpoint == 3
+
+
+def test_only_the_first_process_removes_and_writes(tmp_path, monkeypatch):
+    filled(tmp_path)
+    damage(tmp_path / "3", "truncated")
+    before = {path: path.read_bytes() for path in files(tmp_path)}
+    store = Store(tmp_path, fall_back=True)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    assert store.latest().checkpoint == 2
+    assert {path: path.read_bytes() for path in files(tmp_path)} == before
 
 
 def test_falling_back_touches_nothing_where_nothing_is_damaged(tmp_path):

@@ -1,14 +1,15 @@
 """A run small enough to repeat in a subprocess: `python tests/training/toy.py DIRECTORY [KILL]`.
 
-KILL makes the process kill itself: "after-save" when the second checkpoint of this process is
-complete, "mkdir" or "rename" at the first such call of the operating system within that save.
-With --process=I,COUNT,PORT the process is one of COUNT that train together.
+KILL makes the process kill itself: "mid-epoch" two steps into the sixth epoch, two epochs after a
+save; "mkdir" or "rename" at the first such call of the operating system within the second save of
+this process. With --process=I,COUNT,PORT the process is one of COUNT that train together.
 """
 
 import os
 import pathlib
 import signal
 import sys
+from unittest import mock
 
 import numpy as np
 
@@ -24,7 +25,11 @@ def dataset(number=64, seed=0):
 
 
 def run(directory, **options):
-    """Trains in two phases, the second of which prunes gradually; returns the flat parameters."""
+    """Trains in two phases, the second of which prunes gradually; returns flat parameters.
+
+    Checkpoints are two epochs apart. The largest network wins, which is an early one: `best` is
+    older than the state beside it. What training ended with is under "last/".
+    """
     import jax
 
     from prunejax import masks, methods, models, training, trees
@@ -36,25 +41,37 @@ def run(directory, **options):
     phases = [
         *methods.create("dense", epochs=2, **common).phases(4),
         *methods.create(
-            "gradual_adversarial", epochs=4, pruning_epochs=2, mask_frequency=3, **common
+            "gradual_adversarial", epochs=8, pruning_epochs=2, mask_frequency=3, **common
         ).phases(4),
     ]
+    flat = lambda prefix, tree: {  # noqa: E731
+        prefix + path: np.asarray(leaf) for path, leaf in trees.flatten(tree).items()
+    }
+    last = {}
+
+    def validate(classifier):
+        last.update(flat("last/", classifier.variables))
+        return {"size": float(sum(np.abs(leaf).sum(dtype=np.float64) for leaf in last.values()))}
+
     store = training.checkpoints.Store(directory) if directory else None
-    trained = training.train(
-        network,
-        training.Trained(variables, masks.dense(variables["params"])),
-        phases,
-        dataset(),
-        batch_size=16,
-        shift=1,
-        store=store,
-        **options,
-    )
+    # Two of an epoch's four steps at a time.
+    with mock.patch.object(training.loop, "CHUNK_BYTES", 2 * 16 * 4 * 4):
+        trained = training.train(
+            network,
+            training.Trained(variables, masks.dense(variables["params"])),
+            phases,
+            dataset(),
+            batch_size=16,
+            shift=1,
+            validate=validate,
+            select="size",
+            store=store,
+            checkpoint_every=2,
+            **options,
+        )
     if store:
         store.close()
-    params = {path: np.asarray(leaf) for path, leaf in trees.flatten(trained.variables).items()}
-    kept = {f"mask/{path}": np.asarray(m) for path, m in trees.flatten(trained.mask).items()}
-    return params | kept
+    return flat("", trained.variables) | flat("mask/", trained.mask) | last
 
 
 def _kill_self():
@@ -64,28 +81,31 @@ def _kill_self():
 def _arm(when):
     from prunejax.training import checkpoints
 
-    saves = []
+    begun, ended = [], []
     save = checkpoints.Store.save
 
     def counted(self, *args):
-        saves.append(True)
+        begun.append(True)
         save(self, *args)
-        if when == "after-save" and len(saves) == 2:
-            _kill_self()
-        saves.append(None) if len(saves) > 2 else None
+        ended.append(True)
 
     def hook(event, args):
-        if event == f"os.{when}" and len(saves) == 2:
+        if event == f"os.{when}" and (len(begun), len(ended)) == (2, 1):
             _kill_self()
 
     checkpoints.Store.save = counted
     sys.addaudithook(hook)
 
 
+def _kill_in_mid_epoch(done, total):
+    if done == 22:
+        _kill_self()
+
+
 def main(directory, *rest):
     """Runs the command."""
     sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
-    from experiments import environment
+    from experiments import environment, run_directory
 
     process = [r.partition("=")[2].split(",") for r in rest if r.startswith("--process=")]
     environment.configure(cpu_devices=1 if process else 2)
@@ -94,11 +114,18 @@ def main(directory, *rest):
 
         number, count, port = map(int, process[0])
         jax.distributed.initialize(f"localhost:{port}", count, number)
-    for when in rest:
-        if not when.startswith("--"):
-            _arm(when)
-    result = run(pathlib.Path(directory) / "checkpoints")
-    if not process or process[0][0] == "0":
+    options = {}
+    if "mid-epoch" in rest:
+        options["progress"] = _kill_in_mid_epoch
+    elif rest and not process:
+        _arm(rest[0])
+    is_first = not process or process[0][0] == "0"
+    metrics = run_directory.Metrics(pathlib.Path(directory))
+    if is_first:
+        options["log"] = metrics.write
+    result = run(pathlib.Path(directory) / "checkpoints", **options)
+    metrics.close()
+    if is_first:
         np.savez(pathlib.Path(directory) / "result.npz", **result)
 
 

@@ -1,0 +1,101 @@
+"""Densities by how much each layer alone suffers: the allocation that configs call "sensitivity".
+
+    --config.method.allocation=sensitivity --config.init_from=runs/dense
+
+Each layer of the network that the run starts from is pruned alone to `config.sensitivity.densities`
+and attacked, with the attack, budget and images of `config.validation`.
+"""
+
+import itertools
+import json
+import pathlib
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from ml_collections import config_dict
+
+from experiments import run_directory
+from prunejax import attacks, data, evaluation, methods
+from prunejax.classifier import Classifier
+from prunejax.pruning import sensitivity
+
+ALLOCATION = "sensitivity"
+
+
+def is_asked_for(config: config_dict.ConfigDict) -> bool:
+    """Whether the config leaves the densities to a measurement."""
+    return config.method.get("allocation") == ALLOCATION
+
+
+def method_before(config: config_dict.ConfigDict) -> methods.Method:
+    """The config's method; the allocation is uniform as long as nothing is measured.
+
+    Raises:
+      ValueError: a method that cannot be, or a measurement of a network that is not trained.
+    """
+    if is_asked_for(config) and not config.init_from:
+        raise ValueError(
+            "init_from is empty, and method.allocation is 'sensitivity': name the folder of a "
+            "trained run (--config.init_from=...) whose layers are measured."
+        )
+    measured = {"allocation": "uniform"} if is_asked_for(config) else {}
+    return methods.create(**config.method.to_dict() | measured)
+
+
+def method_after(
+    config: config_dict.ConfigDict, workdir: pathlib.Path, *args, **kwargs
+) -> methods.Method:
+    """The config's method with measured densities; takes what `densities` takes."""
+    found = densities(config, workdir, *args, **kwargs)
+    return methods.create(**config.method.to_dict() | {"allocation": found})
+
+
+def densities(
+    config: config_dict.ConfigDict,
+    workdir: pathlib.Path,
+    classifier: Classifier,
+    dataset: data.Dataset,
+    report: Callable[[int, int], None] = lambda measured, wanted: None,
+) -> dict[str, float]:
+    """Path -> density; measured once, and kept with the measurements in `sensitivity.json`.
+
+    Args:
+      config: of the run.
+      workdir: the run's folder.
+      classifier: dense, trained.
+      dataset: held out from training and from testing.
+      report: called with (accuracies measured, accuracies to measure).
+
+    Raises:
+      ValueError: a sparsity that the measured densities do not reach.
+    """
+    path = workdir / "sensitivity.json"
+    if path.exists():
+        return json.loads(path.read_text())["densities"]
+    pruner = method_before(config).pruner()
+    settings = config.validation
+    dataset = dataset.take(min(settings.examples, len(dataset)))
+    robust_accuracy = evaluation.accuracy_under(
+        attacks.create("pgd", norm=settings.norm, steps=settings.steps),
+        classifier,
+        dataset.images.astype(np.float32) / 255,
+        dataset.labels,
+        eps=settings.eps,
+        key=jax.random.key(0),
+    )
+    units = {path: layer.units for path, layer in pruner.layers(classifier.params).items()}
+    wanted = 1 + len(units) * len([d for d in config.sensitivity.densities if d < 1])
+    measured = itertools.count(1)
+
+    def accuracy(params) -> float:
+        found = robust_accuracy(params)
+        report(next(measured), wanted)
+        return found
+
+    report(0, wanted)
+    table = sensitivity.measure(classifier.params, pruner, config.sensitivity.densities, accuracy)
+    found = sensitivity.densities(table, units, 1 - config.method.sparsity)
+    if jax.process_index() == 0:
+        run_directory.write_json(path, {"robust_accuracy": table, "densities": found})
+    return found
