@@ -4,6 +4,12 @@
     python -m experiments.shrink --config=experiments/configs/digits_shrink.py \
         --workdir=runs/small --config.init_from=runs/dense
     python -m experiments.evaluate --workdir=runs/small
+
+After the dense network's half minute, shrinking takes about 40 s and the attacks 24 s, compilation
+included, on two cores of an AMD EPYC. Comes out: three rounds to 6,629 parameters and 0.04 MFLOPs
+(22,406 and 0.10 before), in rounds.json; 96.5 % clean and 75.5 % robust accuracy (Linf 0.1, PGD) on
+200 test images (98.0 % and 79.0 % before), in summary.json. Of a network this small the latency,
+below a millisecond a batch, shows nothing.
 """
 
 from experiments.configs import digits_dense

@@ -16,7 +16,7 @@ from experiments import evaluate, from_config, quickstart, run_directory, train
 from prunejax import data, masks
 
 pytestmark = pytest.mark.slow
-EXAMPLES = 24
+EXAMPLES = 16  # as in the test of the notebook, which shares the compiled programs
 
 
 @pytest.fixture(scope="module")
@@ -134,22 +134,19 @@ def _until(happened, process):
 def test_killed_anywhere_it_ends_as_if_left_alone(workdir, tmp_path):
     command = [sys.executable, "-m", "experiments.quickstart", "--cpu_devices=2"]
     command += [f"--workdir={tmp_path}", "--epochs=2", f"--examples={EXAMPLES}"]
+    # While the first network is trained, and while the second one is attacked.
     moments = [
         tmp_path / "dense" / "metrics.jsonl",
         tmp_path / "one_shot" / "records" / "linf_pgd.parquet",
-        tmp_path / "blind" / "checkpoints",
     ]
-    for moment in [*moments, None]:
+    for moment in moments:
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
-        if moment is None:
-            output, _ = process.communicate(timeout=300)
-            assert process.returncode == 0, output
-        else:
-            _until(moment.exists, process)
-            process.send_signal(signal.SIGKILL)
-            process.wait()
+        _until(moment.exists, process)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    quickstart.quickstart(tmp_path, epochs=2, examples=EXAMPLES)
     for route in quickstart.ROUTES:
         summary, expected = _summary(tmp_path / route), _summary(workdir / route)
         for varying in (summary, expected):
