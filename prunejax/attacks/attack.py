@@ -88,17 +88,20 @@ class Attack:
                 f"norm is {self.norm!r}; {type(self).__name__} measures in "
                 f"{' or '.join(map(repr, self.supported))}."
             )
-        for name in ("steps", "restarts"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} is {value!r}; an integer of at least 1 is needed.")
-        if not isinstance(self.targets, int) or self.targets < 0:
-            raise ValueError(f"targets is {self.targets!r}; an integer of at least 0 is needed.")
+        self._integers("steps", "restarts", least=1)
+        self._integers("targets", least=0)
         if self.targeted and self.targets:
             raise ValueError(
                 f"targets is {self.targets} in a targeted attack; there the labels are the "
                 "targets, use one or the other."
             )
+
+    def _integers(self, *of: str, least: int) -> None:
+        """Raises a ValueError unless these hyperparameters are integers of at least `least`."""
+        for name in of:
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} is {value!r}; an integer of at least {least} is needed.")
 
     def attempts(self, classes: int) -> int:
         """Tries for an example of a network with that many classes: restarts times targets."""

@@ -62,8 +62,9 @@ class BrendelBethge(Attack):
       steps: 1000 as in the authors' code.
       overshoot: how far beyond the linearised boundary to aim, in [1, 2); 1.1 in the code.
       lr: r at the start over the number of entries of the image: how far, in L2, a step may go for
-        each entry, in units of the pixels' range. Positive. 1e-3 in the code, but times the size of
-        the batch.
+        each entry, in units of the pixels' range. Positive; by default 3e-2 in L0, where a feature
+        is put back only if r has room for all of its move, else 1e-2. In the code 1e-3, but times
+        the size of the batch.
       lr_decay, lr_num_decay: r is multiplied by `lr_decay` so many times during a run, at equal
         intervals. 0.5 and 20 in the code, where r ends at a millionth; in L0 a step below 1 takes
         hardly any feature back.
@@ -75,7 +76,7 @@ class BrendelBethge(Attack):
     norm: str = "l0"
     steps: int = 1000
     overshoot: float = 1.1
-    lr: float = 1e-2
+    lr: float | None = None
     lr_decay: float = 0.5
     lr_num_decay: int = 6
     momentum: float = 0.8
@@ -89,16 +90,13 @@ class BrendelBethge(Attack):
         super().__post_init__()
         if not 1 <= self.overshoot < 2:
             raise ValueError(f"overshoot is {self.overshoot}; it must lie in [1, 2).")
-        if not self.lr > 0:
+        if self.lr is not None and not self.lr > 0:
             raise ValueError(f"lr is {self.lr}; it must be positive.")
         if not 0 < self.lr_decay <= 1:
             raise ValueError(f"lr_decay is {self.lr_decay}; it must lie in (0, 1].")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum is {self.momentum}; it must lie in [0, 1).")
-        for name in ("lr_num_decay", "halvings", "tries"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} is {value!r}; an integer of at least 1 is needed.")
+        self._integers("lr_num_decay", "halvings", "tries", least=1)
 
     @property
     def init_passes(self) -> Passes:
@@ -128,7 +126,8 @@ class BrendelBethge(Attack):
     def radius_at(self, step: jax.Array, size: int) -> jax.Array:
         """Radius of the trust region at a step, counted from 0, for that many entries."""
         decays = (step + 1) // max(1, self.steps // self.lr_num_decay)
-        return self.lr * size * self.lr_decay**decays
+        lr = self.lr or (3e-2 if self.norm in ("l0", "l0_pixels") else 1e-2)
+        return lr * size * self.lr_decay**decays
 
     def finished(self, state: BrendelBethgeState) -> jax.Array:
         return ~state.found.success

@@ -63,8 +63,7 @@ class DeepFool(Attack):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.candidates < 1:
-            raise ValueError(f"candidates is {self.candidates}; it must be at least 1.")
+        self._integers("candidates", least=1)
         if self.overshoot < 0:
             raise ValueError(f"overshoot is {self.overshoot}; it must be at least 0.")
 

@@ -78,10 +78,7 @@ class FAB(Attack):
 
     def __post_init__(self):
         super().__post_init__()
-        if not isinstance(self.candidates, int) or self.candidates < 1:
-            raise ValueError(
-                f"candidates is {self.candidates!r}; an integer of at least 1 is needed."
-            )
+        self._integers("candidates", least=1)
         if not 0 <= self.alpha_max <= 1:
             raise ValueError(f"alpha_max is {self.alpha_max}; it must lie in [0, 1].")
         if not self.eta >= 1:

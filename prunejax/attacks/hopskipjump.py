@@ -76,10 +76,7 @@ class HopSkipJump(Attack):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("queries", "halvings", "shortenings", "tries"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} is {value!r}; an integer of at least 1 is needed.")
+        self._integers("queries", "halvings", "shortenings", "tries", least=1)
 
     @property
     def init_passes(self) -> Passes:

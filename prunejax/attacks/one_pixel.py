@@ -78,10 +78,8 @@ class OnePixel(Attack):
 
     def __post_init__(self):
         super().__post_init__()
-        for name, least in (("pixels", 1), ("population", 4), ("slice_size", 1)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} is {value!r}; an integer of at least {least} is needed.")
+        self._integers("pixels", "slice_size", least=1)
+        self._integers("population", least=4)
         if not 0 < self.differential_weight <= 2:
             raise ValueError(
                 f"differential_weight is {self.differential_weight}; it must lie in (0, 2]."

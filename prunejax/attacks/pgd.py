@@ -45,8 +45,9 @@ class PGD(Attack):
     Attributes:
       loss: what is maximised, a key of `losses.LOSSES`.
       relative_step: step length alpha as a share of eps; by default 2.5 / steps in Linf and L2,
-        0.2 in L1. In L0 it is not a share of eps: how far the average entry moves (default 0.6, on
-        MNIST the 120000 / 255 of Croce & Hein), so that the steepest reach corners of the box.
+        0.2 in L1. In L0 it is not a share of eps: how far the average entry moves. The default, 6,
+        takes the steepest far beyond the box, so that how far a unit has moved before does not
+        keep a steeper one out; the 120000 / 255 of Croce & Hein are 0.6 on MNIST.
       momentum: how much of the accumulated gradient is kept, at least 0; 1 in Dong et al., whose
         steps are 1 / steps of eps.
       random_start: start at a random point of ball and box instead of the clean image.
@@ -98,7 +99,7 @@ class PGD(Attack):
     def step_length(self, eps: jax.Array, entries: int) -> jax.Array:
         """alpha, in the units of the norm's direction; `entries` is the size of an image."""
         if self.norm in ("l0", "l0_pixels"):  # entries share a direction of unit L1 length
-            return jnp.asarray(entries * (self.relative_step or 0.6))
+            return jnp.asarray(entries * (self.relative_step or 6.0))
         default = 0.2 if self.norm == "l1" else 2.5 / self.steps
         return eps * (self.relative_step or default)
 

@@ -18,7 +18,7 @@ from tests.linear_models import random_linear
 
 @pytest.mark.parametrize(
     ("shape", "classes", "targeted"),
-    [((7, 5, 1), 3, True), ((32, 24, 3), 3, False)],
+    [((7, 5, 1), 3, True), ((9, 8, 3), 3, False)],
 )
 def test_it_finds_the_nearest_point(shape, classes, targeted, linear_classifier):
     problem = random_linear(0, shape, classes)
@@ -107,18 +107,3 @@ def test_a_round_without_progress_ends_early():
     states = run_steps(attack, line(0.0, -1.0), 50)
     assert [int(s.round) for s in states[20:24]] == [0, 1, 1, 1]
     assert bool(attack.finished(states[-1]))
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"norm": "l1"}, "'l1'.*'l2'"),
-        ({"steps": 5}, "rounds is 9.*5"),
-        ({"learning_rate": 0.0}, "learning_rate is 0.0"),
-        ({"initial_c": -1.0}, "initial_c is -1.0"),
-        ({"confidence": -0.5}, "confidence is -0.5"),
-    ],
-)
-def test_wrong_hyperparameters(options, message):
-    with pytest.raises(ValueError, match=message):
-        attacks.CarliniWagner(**options)

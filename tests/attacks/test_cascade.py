@@ -109,8 +109,7 @@ def test_other_numbers_of_survivors_compile_nothing():
     second = survivors(1, 0.2)
     assert len(first) == len(second) == 4
     assert first != second
-    # Only the check of the arguments asks for the shape of the logits, of two images.
-    assert set(network.traced[before:]) == {(2, 3, 2)}
+    assert not network.traced[before:]
 
 
 def _masked(_, images):

@@ -5,6 +5,8 @@ than one class to flee to can trap them. What is certain: with two classes, or t
 class, the margin is concave and PGD must reach the optimum; FGSM is exact for the runner-up.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,21 +64,25 @@ def nearest_class(problem, norm: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def budgets(distances: np.ndarray, norm: str, below=0.95, above=1.25):
-    """Budgets that are not enough, and budgets that are."""
+    """Budgets that are not enough, and budgets that are; counts are rounded down."""
     if norm.startswith("l0"):
-        return distances - 1, np.maximum(np.ceil(above * distances), distances)
+        return distances - 1, np.floor(above * distances)
     return below * distances, above * distances
 
 
-def check_budgets(attack, classifier, problem, labels, distances, *, batch_size=8, **shares):
-    """Nothing is found below the exact distances, and everything above them."""
+def check_budgets(attack, classifier, problem, labels, distances, **shares):
+    """Nothing is found below the exact distances, everything above them; returns the latter."""
     below, above = budgets(distances, attack.norm, **shares)
-    for eps, wanted in ((below, False), (above, True)):
-        result = attacks.run(
-            attack, classifier, problem.images, labels, key=KEY, eps=eps, batch_size=batch_size
-        )
-        assert_valid(result, problem, labels, attack.norm, eps, attack.targeted)
-        assert np.array_equal(result.success, np.full(len(labels), wanted))
+    check_budget(attack, classifier, problem, labels, below, False)
+    return check_budget(attack, classifier, problem, labels, above, True)
+
+
+def check_budget(attack, classifier, problem, labels, eps, wanted):
+    """Everything is found at this budget, or nothing."""
+    result = attacks.run(attack, classifier, problem.images, labels, key=KEY, eps=eps)
+    assert_valid(result, problem, labels, attack.norm, eps, attack.targeted)
+    assert np.array_equal(result.success, np.full(len(labels), wanted))
+    return result
 
 
 def check_distances(attack, classifier, problem, bound):
@@ -91,13 +97,43 @@ def check_distances(attack, classifier, problem, bound):
     return result
 
 
-@pytest.mark.parametrize("norm", ["l1", "l0"])
-def test_pgd_leaves_one_of_two_classes(norm, linear_classifier):
-    attack = attacks.PGD(norm=norm)
-    for seed in range(3):
-        problem = random_linear(seed, (32, 24, 3), classes=2)
-        distances = minimum_distances(problem, norm)
-        check_budgets(attack, linear_classifier(problem), problem, problem.labels, distances)
+# Projected on L0, one start may end one unit short.
+RESTARTS = {"l0": 5, "l0_pixels": 5}
+EVERY = (
+    (attacks.DeepFool(), 1.05),
+    (attacks.SigmaZero(steps=300), 1.25),
+    *((attacks.PGD(norm=norm, restarts=RESTARTS.get(norm, 1)), 1.25) for norm in NORMS),
+    *((attacks.FGSM(norm=norm), 1.0 if norm.startswith("l0") else 1.0001) for norm in NORMS),
+)
+SHAPES = ((20,), (7, 5, 1), (32, 24, 3))
+# Each attack meets all shapes, and is targeted in one of them or in two.
+CASES = [
+    pytest.param(
+        dataclasses.replace(attack, targeted=(i + j) % 2 == 1),
+        bound,
+        shape,
+        id=f"{type(attack).__name__}-{attack.norm}-{shape}{'-targeted' * ((i + j) % 2)}",
+    )
+    for i, (attack, bound) in enumerate(EVERY)
+    for j, shape in enumerate(SHAPES)
+]
+
+
+@pytest.mark.parametrize(("attack", "bound", "shape"), CASES)
+def test_every_attack_leaves_one_of_two_classes(attack, bound, shape, linear_classifier):
+    """At `bound` times the exact distance and not below it, alone, by three and by eight."""
+    whole = random_linear(0, shape, classes=2)
+    for number in (1, 3, 8):
+        problem = whole._replace(images=whole.images[:number], labels=whole.labels[:number])
+        classifier = linear_classifier(problem)
+        if attack.minimum_norm:
+            check_distances(attack, classifier, problem, bound)
+            continue
+        labels = 1 - problem.labels if attack.targeted else problem.labels
+        below, above = budgets(minimum_distances(problem, attack.norm), attack.norm, above=bound)
+        check_budget(attack, classifier, problem, labels, above, True)
+        if number == len(whole.images):
+            check_budget(attack, classifier, problem, labels, below, False)
 
 
 @pytest.mark.parametrize(
@@ -111,11 +147,11 @@ def test_pgd_leaves_one_of_two_classes(norm, linear_classifier):
     ],
 )
 def test_pgd_reaches_the_nearest_of_many_classes(shape, classes, norm, linear_classifier):
-    attack = attacks.PGD(norm=norm, targeted=True, restarts=5)
+    attack = attacks.PGD(norm=norm, targets=9, restarts=2)
     for seed in range(3):
         problem = random_linear(seed, shape, classes)
-        targets, distances = nearest_class(problem, norm)
-        check_budgets(attack, linear_classifier(problem), problem, targets, distances)
+        distances = minimum_distances(problem, norm)
+        check_budgets(attack, linear_classifier(problem), problem, problem.labels, distances)
 
 
 def test_momentum_accumulates_gradients_of_length_one():
@@ -139,8 +175,6 @@ def test_momentum_accumulates_gradients_of_length_one():
         delta = x + 0.4 * eps * g / np.linalg.norm(g) - image
         x = image + delta * min(1, eps / np.linalg.norm(delta))
         np.testing.assert_allclose(state.x, x, atol=1e-5)
-    with pytest.raises(ValueError, match=r"momentum is -0\.5"):
-        attacks.PGD(momentum=-0.5)
 
 
 @pytest.mark.parametrize(("shape", "classes", "norm"), [((20,), 3, "linf"), ((20,), 10, "l1")])
@@ -149,34 +183,6 @@ def test_restarts_free_pgd_from_the_wrong_class(shape, classes, norm, linear_cla
     attack = attacks.PGD(norm=norm, restarts=30)
     distances = minimum_distances(problem, norm)
     check_budgets(attack, linear_classifier(problem), problem, problem.labels, distances)
-
-
-@pytest.mark.parametrize(
-    ("attack", "batch_size"),
-    [(attacks.PGD(), 1), (attacks.PGD(targeted=True, loss="cross_entropy"), 3)],
-)
-def test_pgd_is_as_strong_in_small_batches(attack, batch_size, linear_classifier):
-    problem = random_linear(3, (20,), classes=2)
-    distances = minimum_distances(problem, "linf")
-    labels = 1 - problem.labels if attack.targeted else problem.labels
-    classifier = linear_classifier(problem)
-    check_budgets(attack, classifier, problem, labels, distances, batch_size=batch_size)
-
-
-@pytest.mark.parametrize("norm", NORMS)
-def test_fgsm_is_exact_for_two_classes(norm, linear_classifier):
-    attack = attacks.FGSM(norm=norm)
-    for seed in range(3):
-        problem = random_linear(seed, (7, 5, 1), classes=2)
-        check_budgets(
-            attack,
-            linear_classifier(problem),
-            problem,
-            problem.labels,
-            minimum_distances(problem, norm),
-            below=0.9999,
-            above=1.0 if norm.startswith("l0") else 1.0001,
-        )
 
 
 @pytest.mark.parametrize("norm", ["linf", "l1", "l0_pixels"])
@@ -199,13 +205,6 @@ def test_fgsm_on_the_margin_is_exact_for_the_runner_up(norm, linear_classifier):
         assert np.array_equal(result.success, np.full(8, wanted))
 
 
-def test_targeted_fgsm_is_exact_for_two_classes(linear_classifier):
-    problem = random_linear(4, (20,), classes=2)
-    distances, shares = minimum_distances(problem, "linf"), {"below": 0.9999, "above": 1.0001}
-    attack, classifier = attacks.FGSM(targeted=True), linear_classifier(problem)
-    check_budgets(attack, classifier, problem, 1 - problem.labels, distances, **shares)
-
-
 @pytest.mark.parametrize(
     ("shape", "classes", "options"),
     [
@@ -222,23 +221,6 @@ def test_deepfool_finds_the_nearest_point(shape, classes, options, linear_classi
     for seed in range(6):
         problem = random_linear(seed, shape, classes)
         check_distances(attack, linear_classifier(problem), problem, 1.05)
-
-
-@pytest.mark.parametrize("batch_size", [3])
-def test_deepfool_is_as_near_in_small_batches(batch_size, linear_classifier):
-    problem = random_linear(5, (20,), classes=3)
-    result = attacks.run(
-        attacks.DeepFool(),
-        linear_classifier(problem),
-        problem.images,
-        problem.labels,
-        key=KEY,
-        batch_size=batch_size,
-    )
-    distances = minimum_distances(problem, "l2")
-    assert np.all(
-        (result.distance >= distances * (1 - 1e-5)) & (result.distance < distances * 1.05)
-    )
 
 
 @pytest.mark.parametrize(
@@ -260,19 +242,14 @@ def test_a_thousand_classes(attack, bound, linear_classifier):
 
 
 @pytest.mark.parametrize(
-    ("shape", "classes", "targeted"),
-    [((20,), 2, False), ((7, 5, 1), 2, True), ((32, 24, 3), 10, False)],
+    ("shape", "classes", "options"),
+    [
+        ((32, 24, 3), 10, {}),
+        # Of three features or fewer none may be wrong, and what is chosen early is not always
+        # undone: other starts choose otherwise.
+        ((7, 5, 1), 2, {"targeted": True, "steps": 300, "random_start": True, "restarts": 15}),
+    ],
 )
-def test_sigma_zero_finds_the_fewest_features(shape, classes, targeted, linear_classifier):
-    attack = attacks.SigmaZero(steps=300, random_start=True, restarts=15, targeted=targeted)
-    for seed in range(2):
-        problem = random_linear(seed, shape, classes)
-        check_distances(attack, linear_classifier(problem), problem, 1.25)
-
-
-def test_sigma_zero_from_the_clean_image_is_at_most_one_feature_off(linear_classifier):
-    problem = random_linear(0, (20,), classes=3)
-    attack, classifier = attacks.SigmaZero(), linear_classifier(problem)
-    result = attacks.run(attack, classifier, problem.images, problem.labels, key=KEY)
-    fewest = minimum_distances(problem, "l0")
-    assert np.all((result.distance >= fewest) & (result.distance <= fewest + 1))
+def test_sigma_zero_finds_the_fewest_features(shape, classes, options, linear_classifier):
+    problem = random_linear(0, shape, classes)
+    check_distances(attacks.SigmaZero(**options), linear_classifier(problem), problem, 1.25)

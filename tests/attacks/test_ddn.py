@@ -84,18 +84,3 @@ def test_rounding_keeps_grey_levels():
     attack = attacks.DDN(steps=50, levels=6)
     result = attacks.run(attack, classifier, images, np.zeros(2, int), key=KEY)
     np.testing.assert_allclose(result.images, [[0.4, 0.2], [0.4, 0.6]], atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"norm": "linf"}, "'linf'.*'l2'"),
-        ({"gamma": 0.0}, "gamma is 0.0"),
-        ({"init_eps": -1.0}, "init_eps is -1.0"),
-        ({"levels": 1}, "levels is 1"),
-        ({"loss": "margn"}, "'margn'.*'margin'"),
-    ],
-)
-def test_wrong_hyperparameters(options, message):
-    with pytest.raises(ValueError, match=message):
-        attacks.DDN(**options)

@@ -1,7 +1,5 @@
 """HopSkipJump: its schedule, its starts, its normals, and the optimum on linear networks."""
 
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -101,17 +99,3 @@ def test_targeted_and_out_of_reach(linear_classifier):
     assert np.all(result.forwards[:3] == 50 + 16)  # no step for what has no start
     assert np.all(result.distance[3:] <= 1.25 * distances[3:])
     assert np.all(length(result.images[3:] - problem.images[3:], "l2") > 0)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"norm": "l1"}, "norm is 'l1'; HopSkipJump measures in 'l2' or 'linf'"),
-        ({"queries": 0}, "queries is 0"),
-        ({"halvings": 1.5}, "halvings is 1.5"),
-        ({"tries": 0}, "tries is 0"),
-    ],
-)
-def test_errors(options, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        attacks.create("hopskipjump", **options)

@@ -63,19 +63,3 @@ def test_the_proximal_operator_follows_the_metric():
         for h, d in zip(metric, delta, strict=True)
     ]
     np.testing.assert_allclose(z, least, atol=0.02)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"norm": "l2"}, "'l2'.*'l1'"),
-        ({"learning_rate": 0.0}, "learning_rate is 0.0"),
-        ({"learning_rate_decay": 2.0}, "learning_rate_decay is 2.0"),
-        ({"dual_rate": -1.0}, "dual_rate is -1.0"),
-        ({"dual_mean": 1.0}, "dual_mean is 1.0"),
-        ({"initial_ratio": 0.0}, "initial_ratio is 0.0"),
-    ],
-)
-def test_wrong_hyperparameters(options, message):
-    with pytest.raises(ValueError, match=message):
-        attacks.PDPGD(**options)

@@ -242,8 +242,7 @@ def test_other_numbers_of_examples_and_survivors_compile_nothing(attack):
         before = len(network.traced)
         scaled = Classifier(scale * classifier.variables, network)  # equal networks share programs
         run(number, scaled, eps)
-        # Only the check of the arguments asks for the shape of the logits, of two images.
-        assert network.traced[before:] == [(2, 3, 2)]
+        assert not network.traced[before:]
 
 
 @pytest.mark.parametrize(("restarts", "batch_size"), [(1, 4), (3, 4), (3, 64)])

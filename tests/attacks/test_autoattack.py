@@ -1,0 +1,67 @@
+"""The ensembles have the published members, and the L0 one finds the fewest features."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from prunejax import attacks
+from tests.attacks.test_closed_form import assert_valid
+from tests.linear_models import minimum_distances, random_linear
+
+
+def members(**options) -> list[tuple[str, attacks.Attack]]:
+    return list(attacks.create("autoattack", **options).members)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_versions_of_autoattack_are_the_published_ones(norm):
+    larger = norm == "l1"
+    apgd_ce = attacks.APGD(
+        norm=norm, steps=100, loss="cross_entropy", alpha=0.75, rho=0.75, larger_budgets=larger
+    )
+    apgd_dlr = dataclasses.replace(apgd_ce, loss="dlr")
+    apgd_t = dataclasses.replace(apgd_dlr, targets=5 if larger else 9)
+    fab = attacks.FAB(norm=norm, steps=100, candidates=9, alpha_max=0.1, eta=1.05, beta=0.9)
+    fab_t = dataclasses.replace(fab, targets=9)
+    square = attacks.Square(norm=norm, steps=5000, p_init=0.8, rescale_schedule=False)
+    assert members(norm=norm) == [
+        ("apgd_ce", dataclasses.replace(apgd_ce, restarts=5 if larger else 1)),
+        ("apgd_t", apgd_t),
+        ("fab_t", fab_t),
+        ("square", square),
+    ]
+    assert members(norm=norm, version="plus") == [
+        ("apgd_ce", dataclasses.replace(apgd_ce, restarts=5)),
+        ("apgd_dlr", dataclasses.replace(apgd_dlr, restarts=5)),
+        ("fab", dataclasses.replace(fab, restarts=5, random_start=True)),
+        ("square", square),
+        ("apgd_t", apgd_t),
+        ("fab_t", fab_t),
+    ]
+    assert members(norm=norm, version="rand") == [("apgd_ce", apgd_ce), ("apgd_dlr", apgd_dlr)]
+
+
+@pytest.mark.parametrize(
+    ("norm", "names"),
+    [("l0", ["sigma_zero", "fmn", "pgd", "sparse_rs"]), ("l0_pixels", ["pgd", "sparse_rs"])],
+)
+def test_the_l0_ensemble_counts_in_one_unit(norm, names):
+    found = dict(attacks.create("l0_ensemble", norm=norm, steps=500, queries=77).members)
+    assert list(found) == names
+    assert {attack.norm for attack in found.values()} == {norm}
+    assert (found["pgd"].steps, found["pgd"].restarts, found["sparse_rs"].steps) == (50, 10, 77)
+
+
+def test_the_l0_ensemble_succeeds_with_the_fewest_features(linear_classifier):
+    problem = random_linear(0, (20,), classes=3)
+    _, _, images, labels = problem
+    fewest = minimum_distances(problem, "l0")
+    attack = attacks.create("l0_ensemble", steps=300, queries=1000)
+    for eps, wanted in ((fewest - 1, False), (fewest, True)):
+        result = attacks.run(
+            attack, linear_classifier(problem), images, labels, key=jax.random.key(0), eps=eps
+        )
+        assert np.array_equal(result.success, np.full(8, wanted))
+        assert_valid(result, problem, labels, "l0", eps)
