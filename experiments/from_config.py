@@ -53,6 +53,7 @@ def load_split(
         config.dataset.name,
         split,
         data_dir=config.dataset.data_dir or None,
+        image_size=config.dataset.image_size,
         progress=functools.partial(report, f"read {config.dataset.name} {split}"),
     )
 

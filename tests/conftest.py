@@ -1,5 +1,6 @@
 """All tests run on two CPU devices and share the compiled programs of earlier runs."""
 
+import gc
 import os
 from importlib import metadata
 
@@ -12,3 +13,5 @@ os.environ["XLA_FLAGS"] = f"{_QUICK_TO_COMPILE} {os.environ.get('XLA_FLAGS', '')
 from experiments import environment  # noqa: E402 - XLA reads its flags when it starts
 
 environment.configure(cpu_devices=2)
+# Traces leave millions of objects behind; looking through them again and again takes its time.
+gc.set_threshold(200_000, 20, 100)

@@ -46,6 +46,7 @@ from experiments import environment, progress
 from experiments.benchmarks import machine, timing, torch_networks
 from prunejax import attacks, models
 from prunejax.attacks import runner
+from prunejax.canonical import canonical
 from prunejax.classifier import Classifier, Network
 from prunejax.data import Dataset
 from prunejax.masks import dense
@@ -195,12 +196,14 @@ def _attacks(case: Case, classifier: Classifier, mesh: Mesh) -> list[timing.Cand
     state = functools.partial(init, replicated, inputs, goals, keys, np.full(number, EPS, "f4"))
 
     advance = runner._programs(ATTACK, mesh).advance
-    step = _attack_step(mesh)
 
-    def one_by_one(state):
-        for _ in range(ATTACK_STEPS):
-            state = step(replicated, state)
-        return state
+    def one_by_one(step):
+        def steps(state):
+            for _ in range(ATTACK_STEPS):
+                state = step(replicated, state)
+            return state
+
+        return _precisely(_carried(steps, state()))
 
     def run():
         result = attacks.run(
@@ -214,15 +217,18 @@ def _attacks(case: Case, classifier: Classifier, mesh: Mesh) -> list[timing.Cand
     in_loop = _carried(lambda state: advance(replicated, state, ATTACK_STEPS)[0], state())
     return [
         timing.Candidate(_name("loop", mesh), work, _precisely(in_loop)),
-        timing.Candidate(_name("step", mesh), work, _precisely(_carried(one_by_one, state()))),
+        timing.Candidate(_name("step", mesh), work, one_by_one(_attack_step(mesh, canonical))),
+        timing.Candidate(
+            _name("plain step", mesh), work, one_by_one(_attack_step(mesh, lambda step: step))
+        ),
         timing.Candidate(_name("run", mesh), work, run),
     ]
 
 
-def _attack_step(mesh: Mesh) -> Callable[[Classifier, Any], Any]:
-    """A step as anyone would compile it, without what keeps convolutions fast in loops."""
+def _attack_step(mesh: Mesh, rewrite: Callable) -> Callable[[Classifier, Any], Any]:
+    """One compiled step, with what keeps convolutions fast in loops or as anyone would write it."""
     one, lane = PartitionSpec(), PartitionSpec("data")
-    step = jax.vmap(ATTACK.step, in_axes=(None, 0))
+    step = rewrite(jax.vmap(ATTACK.step, in_axes=(None, 0)))
     sharded = jax.shard_map(step, mesh=mesh, in_specs=(one, lane), out_specs=lane, check_vma=False)
     return jax.jit(sharded, donate_argnums=1)
 

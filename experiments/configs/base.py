@@ -23,6 +23,8 @@ def base(dataset: str, model: str, method: str, **method_options) -> config_dict
     config.dataset.name = dataset
     # Where TFDS has prepared it; empty for TFDS's own default.
     config.dataset.data_dir = ""
+    # Images of a TFDS set are scaled and cropped to squares of that many pixels; None: as they are.
+    config.dataset.image_size = config_dict.placeholder(int)
     config.dataset.shift = 0
     config.dataset.flip = False
 

@@ -40,29 +40,31 @@ def load(
     *,
     data_dir: str | os.PathLike[str] | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
+    image_size: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Dataset:
     """Loads a split of a prepared TFDS set; arguments and splits as of `prunejax.data.load`.
 
-    The arrays are kept in `cache_dir` under the set's name, version and split, and under the
-    sizes of its splits, so that a set prepared again with other content is read again.
+    The arrays are kept in `cache_dir` under the set's name, version, split and image size, and
+    under the sizes of its splits, so that a set prepared again with other content is read again.
 
     Raises:
       NotPreparedError: if `data_dir` has no files of the set, at once and without network.
       ValueError: if the name or split is unknown, or the set is not of the kind accepted: one
-        uint8 image of a fixed size with one class label an example, as array_record files.
+        uint8 image, of a fixed size unless `image_size` is given, with one class label an example,
+        as array_record files.
       ModuleNotFoundError: if `tensorflow-datasets` is not installed.
     """
     builder = open_prepared(name, data_dir)
-    image_key, label_key = _image_and_label(name, builder)
+    image_key, label_key = _image_and_label(name, builder, image_size)
     instruction = _resolve_split(name, split, builder)
     class_names = _class_names(builder.info.features[label_key])
 
     path = pathlib.Path(cache_dir).expanduser() if cache_dir else cache.default_dir()
-    path = path / _cache_name(builder, instruction)
+    path = path / _cache_name(builder, instruction, image_size)
     arrays = cache.read(path)
     if arrays is None or set(arrays) != {"images", "labels"}:
-        arrays = _read(builder, instruction, image_key, label_key, progress)
+        arrays = _read(builder, instruction, image_key, label_key, image_size, progress)
         cache.write(path, arrays)
     try:
         return Dataset(arrays["images"], arrays["labels"], class_names, name=name, split=split)
@@ -183,7 +185,9 @@ def _unknown(name: str, known: list[str], root: pathlib.Path) -> str:
     )
 
 
-def _image_and_label(name: str, builder: tfds.core.DatasetBuilder) -> tuple[str, str]:
+def _image_and_label(
+    name: str, builder: tfds.core.DatasetBuilder, image_size: int | None
+) -> tuple[str, str]:
     """Returns the keys of the image and of the label in an example."""
     import tensorflow_datasets as tfds
 
@@ -200,11 +204,18 @@ def _image_and_label(name: str, builder: tfds.core.DatasetBuilder) -> tuple[str,
             f"a class label an example, and this one has {', '.join(sorted(features))}."
         )
     image = found[0]
-    if image.np_dtype != np.uint8 or image.shape is None or None in image.shape:
+    if image.np_dtype != np.uint8:
         raise ValueError(
-            f"name={name!r} has {np.dtype(image.np_dtype)} images of shape {image.shape}: accepted "
-            "are uint8 images of one fixed size (scale them and use 'npz:PATH')."
+            f"name={name!r} has {np.dtype(image.np_dtype)} images: accepted are uint8 ones (scale "
+            "them and use 'npz:PATH')."
         )
+    if image_size is None and None in image.shape:
+        raise ValueError(
+            f"name={name!r} has images of shape {image.shape}, of many sizes: pass image_size=..., "
+            "to which their shorter side is scaled before they are cropped to a square."
+        )
+    if image_size is not None and image_size < 1:
+        raise ValueError(f"image_size is {image_size}; at least 1 pixel is needed.")
     return keys
 
 
@@ -233,11 +244,11 @@ def _class_names(label: tfds.features.ClassLabel) -> tuple[str, ...]:
     return tuple(label.names or (str(index) for index in range(label.num_classes)))
 
 
-def _cache_name(builder: tfds.core.DatasetBuilder, instruction: str) -> str:
+def _cache_name(builder: tfds.core.DatasetBuilder, instruction: str, image_size: int | None) -> str:
     full_name = builder.info.full_name  # name[/config]/version
     splits = builder.info.splits
     sizes = {key: [splits[key].num_bytes, splits[key].shard_lengths] for key in sorted(splits)}
-    key = json.dumps([full_name, instruction, sizes])
+    key = json.dumps([full_name, instruction, sizes, *([image_size] if image_size else [])])
     readable = re.sub(r"[^\w.-]+", "_", f"{full_name}-{instruction}".replace("/", "-"))[:150]
     return f"{readable}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.npz"
 
@@ -247,17 +258,30 @@ def _read(
     instruction: str,
     image_key: str,
     label_key: str,
+    image_size: int | None,
     progress: Callable[[int, int], None],
 ) -> dict[str, np.ndarray]:
     source = builder.as_data_source(split=instruction)
     size = len(source)
-    images = np.empty((size, *builder.info.features[image_key].shape), np.uint8)
+    *area, channels = builder.info.features[image_key].shape
+    area = [image_size, image_size] if image_size else area
+    images = np.empty((size, *area, channels), np.uint8)
     labels = np.empty(size, np.int32)
     progress(0, size)
     for start in range(0, size, _CHUNK):
         stop = min(start + _CHUNK, size)
         for index, example in enumerate(source.__getitems__(range(start, stop)), start):
-            images[index] = example[image_key]
+            image = example[image_key]
+            images[index] = fitted(image, image_size) if image_size else image
             labels[index] = example[label_key]
         progress(stop, size)
     return {"images": images, "labels": labels}
+
+
+def fitted(image: np.ndarray, size: int) -> np.ndarray:
+    """An image `[H, W, C]` as `[size, size, C]`: its shorter side scaled, its middle kept."""
+    from PIL import Image, ImageOps
+
+    picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    square = ImageOps.fit(picture, (size, size), Image.Resampling.BILINEAR)
+    return np.asarray(square).reshape(size, size, -1)

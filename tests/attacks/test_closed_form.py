@@ -148,10 +148,9 @@ def test_every_attack_leaves_one_of_two_classes(attack, bound, shape, linear_cla
 )
 def test_pgd_reaches_the_nearest_of_many_classes(shape, classes, norm, linear_classifier):
     attack = attacks.PGD(norm=norm, targets=9, restarts=2)
-    for seed in range(3):
-        problem = random_linear(seed, shape, classes)
-        distances = minimum_distances(problem, norm)
-        check_budgets(attack, linear_classifier(problem), problem, problem.labels, distances)
+    problem = random_linear(0, shape, classes)
+    distances = minimum_distances(problem, norm)
+    check_budgets(attack, linear_classifier(problem), problem, problem.labels, distances)
 
 
 def test_momentum_accumulates_gradients_of_length_one():
@@ -218,7 +217,7 @@ def test_fgsm_on_the_margin_is_exact_for_the_runner_up(norm, linear_classifier):
 )
 def test_deepfool_finds_the_nearest_point(shape, classes, options, linear_classifier):
     attack = attacks.DeepFool(**options)
-    for seed in range(6):
+    for seed in range(3):
         problem = random_linear(seed, shape, classes)
         check_distances(attack, linear_classifier(problem), problem, 1.05)
 

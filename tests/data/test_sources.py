@@ -82,3 +82,8 @@ def test_missing_package_is_named_with_the_command(monkeypatch, package, name):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ModuleNotFoundError, match=f"'{name}'.*run `pip install"):
         data.load(name, "train")
+
+
+def test_images_of_other_sources_are_not_scaled():
+    with pytest.raises(ValueError, match="image_size is 9; the images of 'digits' are used"):
+        data.load("digits", "test", image_size=9)

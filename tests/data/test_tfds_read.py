@@ -113,7 +113,7 @@ def test_other_keys_of_image_and_label(make_set, load, tmp_path):
         (
             {"image": tfds.features.Image(shape=(None, None, 1)), "label": LABEL},
             {"image": png(1), "label": 0},
-            r"shape \(None, None, 1\).*fixed size",
+            r"shape \(None, None, 1\), of many sizes: pass image_size=",
         ),
         (
             {"image": IMAGE, "label": np.int64},
@@ -136,6 +136,31 @@ def test_sets_of_another_kind(make_set, load, tmp_path, features, example, messa
     make_set(tmp_path, "pets", features, {"test": [example]})
     with pytest.raises(ValueError, match=message):
         load("test", name="pets", data_dir=tmp_path)
+
+
+def test_images_of_many_sizes_are_scaled_and_cropped_to_one(make_set, load, tmp_path):
+    features = {"image": tfds.features.Image(shape=(None, None, 1)), "label": LABEL}
+    examples = [
+        {"image": png(value, shape), "label": 0}
+        for value, shape in ((7, (6, 4)), (8, (3, 9)), (9, (2, 2)))
+    ]
+    make_set(tmp_path, "pets", features, {"test": examples})
+    for size in (3, 5):  # in this order from one cache folder
+        images = load("test", name="pets", data_dir=tmp_path, image_size=size).images
+        assert images.shape == (3, size, size, 1)
+        assert sorted(images[:, 0, 0, 0]) == [7, 8, 9]
+        np.testing.assert_array_equal(images, np.broadcast_to(images[:, :1, :1], images.shape))
+    with pytest.raises(ValueError, match="image_size is 0"):
+        load("test", name="pets", data_dir=tmp_path, image_size=0)
+
+
+def test_the_middle_is_kept_and_the_shorter_side_scaled():
+    ramp = np.broadcast_to(8 * np.arange(24, dtype=np.uint8)[:, None], (12, 24, 3))
+    np.testing.assert_array_equal(tfds_read.fitted(ramp, 12), ramp[:, 6:18])
+    halved = tfds_read.fitted(ramp, 6)
+    assert halved.shape == (6, 6, 3)
+    # Each new pixel is the mean of a symmetric window around two old ones.
+    np.testing.assert_array_equal(halved[3, 1:-1, 0], 8 * (6 + 2 * np.arange(1, 5)) + 4)
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])

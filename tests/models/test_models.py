@@ -269,12 +269,3 @@ def test_equal_options_make_equal_networks_lists_too():
     assert hash(Network(models.create("lenet5", 5, widths=[1, 2, 3]), mean=(0.1,))) == hash(
         Network(models.create("lenet5", 5, widths=(1, 2, 3)), mean=(0.1,))
     )
-
-
-@pytest.mark.parametrize("name", models.MODELS)
-def test_logits_are_one_number_a_class(name):
-    module = models.create(name, 7)
-    network = Network(module)
-    variables = shapes(module, (28, 28, 1))
-    images = jax.ShapeDtypeStruct((3, 28, 28, 1), jnp.float32)
-    assert jax.eval_shape(network, variables, images).shape == (3, 7)
