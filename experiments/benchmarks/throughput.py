@@ -105,7 +105,6 @@ def main(argv: list[str]) -> None:
     if _PEERS.value and jax.default_backend() != "cpu":
         raise app.UsageError("--peers is for the CPU, set JAX_PLATFORMS=cpu")
 
-    console = Console()
     rows, ratios = [], []
     with progress.bars() as show:
         for name in _NETWORKS.value:
@@ -121,7 +120,14 @@ def main(argv: list[str]) -> None:
                     {"network": name, "work": work, "ratio": what, "value": value}
                     for what, value in _ratios(measured).items()
                 ]
-    report = {
+                report = _report(rows, ratios)
+                if _OUTPUT.value:  # as soon as it is known: a run takes minutes
+                    pathlib.Path(_OUTPUT.value).write_text(json.dumps(report, indent=2) + "\n")
+    _print(Console(), report)
+
+
+def _report(rows: list[dict], ratios: list[dict]) -> dict[str, Any]:
+    return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": machine.description(),
         "versions": _versions(),
@@ -130,9 +136,6 @@ def main(argv: list[str]) -> None:
         "ratios": ratios,
         "peak_memory_mib": machine.peak_memory_mib(),
     }
-    _print(console, report)
-    if _OUTPUT.value:
-        pathlib.Path(_OUTPUT.value).write_text(json.dumps(report, indent=2) + "\n")
 
 
 def _work(case: Case) -> dict[str, list[timing.Candidate]]:
@@ -150,6 +153,10 @@ def _work(case: Case) -> dict[str, list[timing.Candidate]]:
 def _meshes() -> list[Mesh]:
     devices = jax.local_devices()
     return [batches.data_mesh(devices[:number]) for number in sorted({1, len(devices)})]
+
+
+# Without the rewriting of convolutions that loops need, a step may be faster.
+STEPS = ("step", "plain step")
 
 
 def _name(what: str, mesh: Mesh) -> str:
@@ -403,7 +410,8 @@ def _ratios(measured: Mapping[str, timing.Measurement]) -> dict[str, float]:
     for name in ours:
         what, _, where = name.partition(", ")
         if what == "loop":
-            result[f"loop / step, {where}"] = best[name] / best[f"step, {where}"]
+            steps = [best[f"{step}, {where}"] for step in STEPS if f"{step}, {where}" in best]
+            result[f"loop / step, {where}"] = best[name] / max(steps)
     for what in dict.fromkeys(name.partition(", ")[0] for name in ours):
         one, *more = (name for name in ours if name.startswith(f"{what}, "))
         for name in more:

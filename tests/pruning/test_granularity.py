@@ -66,7 +66,7 @@ def test_one_weight_is_its_own_aggregate():
 # -- N:M -------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     values=st.lists(st.integers(-3, 3), min_size=48, max_size=48),
     ratio=st.sampled_from([(1, 2), (1, 4), (2, 4), (3, 4)]),

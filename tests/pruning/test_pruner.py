@@ -87,7 +87,7 @@ def test_the_count_is_that_of_the_double_not_of_the_float32_product():
     assert removal == {("w",): round(0.9 * n)}
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     sparsity=st.floats(0, 1, exclude_max=True),
     allocation=st.sampled_from(["uniform", "global"]),
@@ -108,7 +108,7 @@ def test_counts_are_exact_for_every_combination(sparsity, allocation, granularit
     assert leaf.dtype == bool
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     sparsity=st.floats(0, 1, exclude_max=True),
     allocation=st.sampled_from(["uniform", "global"]),

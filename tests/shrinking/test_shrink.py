@@ -98,6 +98,26 @@ class Foreign(nn.Module):
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
 )
 def test_the_smaller_network_computes_what_the_masked_one_does(module, shape):
+    assert_shrinks(module, shape)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("vgg11", {"width": 4, "hidden": (6,)}),
+        ("resnet8", {"width": 4}),
+        ("resnet18", {"width": 4}),
+        ("resnet56", {"width": 4}),
+        ("resnet110", {"width": 4}),
+        ("wrn_28_10", {"width": 8, "stem_width": 4}),
+    ],
+)
+def test_so_do_the_other_networks_of_the_zoo(name, options):
+    assert_shrinks(models.create(name, num_classes=5, **options), (32, 32, 3))
+
+
+def assert_shrinks(module, shape):
     classifier = classifier_of(module, shape)
     mask, _ = random_channel_mask(classifier, shape, 0.5)
 

@@ -1,4 +1,4 @@
-"""The loop: runs that were killed, several processes, divergence, the best network."""
+"""The loop: runs that were killed, divergence, the best network."""
 
 import importlib.util
 import json
@@ -6,7 +6,6 @@ import os
 import pathlib
 import resource
 import signal
-import socket
 import struct
 import subprocess
 import sys
@@ -112,21 +111,6 @@ def test_a_killed_run_has_each_epoch_once_in_its_metrics(killed, undisturbed):
         for name, value in row.items()
         if name != "phase"
     }
-
-
-@pytest.mark.slow
-def test_two_processes_train_as_one(tmp_path, undisturbed):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    processes = [_start(tmp_path, f"--process={i},2,{port}") for i in range(2)]
-    for process in processes:
-        output, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, output
-    with np.load(tmp_path / "result.npz") as found:
-        for name, value in undisturbed[0].items():
-            # The sum over two processes may round otherwise than that over two devices.
-            np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
 def test_a_finished_run_is_found_again(tmp_path):

@@ -2,7 +2,7 @@
 
 KILL makes the process kill itself: "mid-epoch" two steps into the sixth epoch, two epochs after a
 save; "mkdir" or "rename" at the first such call of the operating system within the second save of
-this process. With --process=I,COUNT,PORT the process is one of COUNT that train together.
+this process.
 """
 
 import os
@@ -107,26 +107,16 @@ def main(directory, *rest):
     sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
     from experiments import environment, run_directory
 
-    process = [r.partition("=")[2].split(",") for r in rest if r.startswith("--process=")]
-    environment.configure(cpu_devices=1 if process else 2)
-    if process:
-        import jax
-
-        number, count, port = map(int, process[0])
-        jax.distributed.initialize(f"localhost:{port}", count, number)
+    environment.configure(cpu_devices=2)
     options = {}
     if "mid-epoch" in rest:
         options["progress"] = _kill_in_mid_epoch
-    elif rest and not process:
+    elif rest:
         _arm(rest[0])
-    is_first = not process or process[0][0] == "0"
     metrics = run_directory.Metrics(pathlib.Path(directory))
-    if is_first:
-        options["log"] = metrics.write
-    result = run(pathlib.Path(directory) / "checkpoints", **options)
+    result = run(pathlib.Path(directory) / "checkpoints", log=metrics.write, **options)
     metrics.close()
-    if is_first:
-        np.savez(pathlib.Path(directory) / "result.npz", **result)
+    np.savez(pathlib.Path(directory) / "result.npz", **result)
 
 
 if __name__ == "__main__":
