@@ -131,6 +131,7 @@ def _until(happened, process):
         time.sleep(0.01)
 
 
+@pytest.mark.exhaustive  # training and evaluation are each killed in their own tests
 def test_killed_anywhere_it_ends_as_if_left_alone(workdir, tmp_path):
     command = [sys.executable, "-m", "experiments.quickstart", "--cpu_devices=2"]
     command += [f"--workdir={tmp_path}", "--epochs=2", f"--examples={EXAMPLES}"]
