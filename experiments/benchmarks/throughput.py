@@ -45,7 +45,7 @@ from rich.table import Table
 from experiments import environment, progress
 from experiments.benchmarks import machine, timing, torch_networks
 from prunejax import attacks, models
-from prunejax.attacks import runner
+from prunejax.attacks import programs
 from prunejax.canonical import canonical
 from prunejax.classifier import Classifier, Network
 from prunejax.data import Dataset
@@ -202,7 +202,7 @@ def _attacks(case: Case, classifier: Classifier, mesh: Mesh) -> list[timing.Cand
     goals = attacks.Goal(label=jnp.asarray(labels))
     state = functools.partial(init, replicated, inputs, goals, keys, np.full(number, EPS, "f4"))
 
-    advance = runner._programs(ATTACK, mesh).advance
+    advance = programs.of(ATTACK, mesh).advance
 
     def one_by_one(step):
         def steps(state):

@@ -7,7 +7,7 @@ from typing import ClassVar, NamedTuple
 import jax
 import numpy as np
 
-from prunejax.attacks import runner
+from prunejax.attacks import lanes, runner
 from prunejax.attacks.attack import Attack
 from prunejax.attacks.diagnostics import Diagnostics
 from prunejax.classifier import Classifier
@@ -121,7 +121,7 @@ def run(
     number = len(images)
     indices = np.arange(number) if indices is None else np.asarray(indices)
     budgets = np.broadcast_to(np.asarray(eps, np.float32), (number,))
-    batch_size = runner.lane_count(number, batch_size, len(devices or jax.local_devices()))
+    batch_size = lanes.lane_count(number, batch_size, len(devices or jax.local_devices()))
     found, by, members = None, np.full(number, -1), {}
     for place, (name, member) in enumerate(attack.members):
         everyone = found is None or attack.individual

@@ -1,0 +1,135 @@
+"""The compiled parts of a run: lanes are filled, advanced and settled, on all devices of a mesh."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from prunejax import norms
+from prunejax.attacks.attack import Attack, Found
+from prunejax.attacks.goal import Goal
+from prunejax.canonical import canonical
+from prunejax.classifier import Classifier
+
+# The budget may be exceeded by the rounding of float32 images, and by no more.
+ROUNDING = 1e-6
+
+
+class Checked(NamedTuple):
+    """What the lanes hold in the end, one entry a lane; refused are `outside` and `unconfirmed`."""
+
+    found: Found
+    sizes: dict[str, jax.Array]
+    outside: jax.Array
+    unconfirmed: jax.Array
+
+
+class Programs(NamedTuple):
+    """Start lanes, advance all of them by some steps, look at what they found.
+
+    `start` is never run by itself, only asked for shapes.
+    """
+
+    start: Any
+    fill: Callable[..., Any]
+    advance: Callable[..., Any]
+    settle: Callable[..., Any]
+
+
+@functools.cache
+def of(attack: Attack, mesh: Mesh) -> Programs:
+    """The compiled parts, over lanes sharded along the mesh. Cached: equal attacks share them."""
+    one, lane = PartitionSpec(), PartitionSpec("data")
+
+    def sharded(function, in_specs, out_specs, **jit):
+        return jax.jit(
+            jax.shard_map(
+                function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+            ),
+            **jit,
+        )
+
+    def fill(classifier, examples, key, state, fresh):
+        started, clean = canonical(_start(attack))(classifier, examples, key)
+        return jax.tree.map(functools.partial(_select, fresh), started, state), clean
+
+    def advance(classifier, state, steps):
+        step, finished = jax.vmap(attack.step, in_axes=(None, 0)), jax.vmap(attack.finished)
+        step = canonical(step)
+
+        def body(_, carry):
+            state, taken = carry
+            return step(classifier, state), taken + ~finished(state)
+
+        taken = jnp.zeros(finished(state).shape, jnp.int32)
+        state, taken = jax.lax.fori_loop(0, steps, body, (state, taken))
+        return state, finished(state), taken
+
+    def settle(classifier, state, images, labels, eps):
+        found = canonical(jax.vmap(attack.result, in_axes=(None, 0)))(classifier, state)
+        x = jnp.clip(found.image, 0, 1)
+        image = x.reshape(images.shape)
+        distance = jax.vmap(norms.get(attack.norm).distance)(image - images)
+        within = distance <= eps * (1 + ROUNDING) + ROUNDING
+        inside = within & jnp.all(x == found.image, axis=tuple(range(1, x.ndim)))
+        confirmed = wanted(attack, labels).reached(canonical(_predict)(classifier, x))
+        success = found.success & confirmed & within
+        return Checked(
+            Found(_select(success, image, images), success, jnp.where(success, distance, jnp.inf)),
+            sizes={n: jax.vmap(norm.distance)(image - images) for n, norm in norms.NORMS.items()},
+            outside=found.success & ~inside,
+            unconfirmed=found.success & ~confirmed,
+        )
+
+    return Programs(
+        start=jax.jit(_start(attack)),
+        fill=sharded(fill, (one, lane, one, lane, lane), lane),
+        advance=sharded(advance, (one, lane, one), lane, donate_argnums=1),
+        settle=sharded(settle, (one, lane, lane, lane, lane), lane),
+    )
+
+
+def _predict(classifier: Classifier, images: jax.Array) -> jax.Array:
+    return classifier(images)
+
+
+def _select(which: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
+    return jnp.where(which.reshape(which.shape + (1,) * (new.ndim - 1)), new, old)
+
+
+def wanted(attack: Attack, labels: jax.Array) -> Goal:
+    """What counts as success, whatever an attempt is heading for."""
+    return Goal(None, labels) if attack.targeted else Goal(labels)
+
+
+def _start(attack: Attack) -> Callable[..., Any]:
+    """Runs `init` for a batch of examples, each with the key of its index and attempt.
+
+    Returns states, and which clean images are what the attacker wants already.
+    """
+
+    def start(classifier, examples, key):
+        def one(image, logits, label, index, attempt, eps):
+            own_key = jax.random.fold_in(jax.random.fold_in(key, index), attempt)
+            goal = attack.goal(logits, label, attempt)
+            return attack.init(classifier, image, goal, own_key, eps), goal.reached(logits)
+
+        images, labels, *others = examples
+        return jax.vmap(one)(images, classifier(images), labels, *others)
+
+    return start
+
+
+def blank(shapes: Any, key: jax.Array, sharding: NamedSharding) -> Any:
+    """A state of these shapes with nothing in it, so that the first fill is like any other."""
+
+    def fill(leaf):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.device_put(jnp.broadcast_to(key, leaf.shape), sharding)
+        return jax.device_put(np.zeros(leaf.shape, leaf.dtype), sharding)
+
+    return jax.tree.map(fill, shapes)
