@@ -24,59 +24,27 @@ in turn, round after round; the best round counts, the median shows whether the 
 Two to three minutes on two cores, about twice that with --peers.
 """
 
-import dataclasses
 import datetime
 import functools
 import importlib.metadata
 import json
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
 from absl import app, flags
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from rich.console import Console
 from rich.table import Table
 
 from experiments import environment, progress
-from experiments.benchmarks import machine, timing, torch_networks
-from prunejax import attacks, models
-from prunejax.attacks import programs
-from prunejax.canonical import canonical
-from prunejax.classifier import Classifier, Network
-from prunejax.data import Dataset
-from prunejax.masks import dense
-from prunejax.training import batches, loop, objectives
-from prunejax.training.phase import Phase
+from experiments.benchmarks import machine, throughput_ours, throughput_peers, timing
+from experiments.benchmarks.throughput_ours import CASES, Case
+from prunejax.training import batches
 
-ATTACK_STEPS = 20
-ATTACK = attacks.PGD(norm="linf", steps=ATTACK_STEPS, loss="cross_entropy")
-# So small that no prediction changes.
-EPS = 1e-5
-TRAINING_STEPS = 4
-TRAINING_BATCH = 128
-LEARNING_RATE, MOMENTUM = 1e-3, 0.9
-NUM_CLASSES = 10
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """A network to be timed, its image shape and how many examples are attacked at a time."""
-
-    network: str
-    image_shape: tuple[int, int, int]
-    attack_batch: int
-
-
-CASES = (
-    Case("strided_cnn", (28, 28, 1), 512),
-    Case("lenet5", (28, 28, 1), 128),
-    Case("resnet8", (32, 32, 3), 128),
-)
+# Without the rewriting of convolutions that loops need, a step may be faster.
+STEPS = ("step", "plain step")
 
 _NETWORKS = flags.DEFINE_list(
     "networks", [case.network for case in CASES], "The networks to time, separated by commas."
@@ -140,265 +108,20 @@ def _report(rows: list[dict], ratios: list[dict]) -> dict[str, Any]:
 
 def _work(case: Case) -> dict[str, list[timing.Candidate]]:
     """What is to be compared with each other."""
-    classifier = _classifier(case)
-    meshes = _meshes()
-    pgd = [candidate for mesh in meshes for candidate in _attacks(case, classifier, mesh)]
-    training = [candidate for mesh in meshes for candidate in _trainings(case, classifier, mesh)]
+    classifier = throughput_ours.classifier_of(case)
+    work = {"pgd": [], "training": []}
+    for mesh in _meshes():
+        work["pgd"] += throughput_ours.attack_candidates(case, classifier, mesh)
+        work["training"] += throughput_ours.training_candidates(case, classifier, mesh)
     if _PEERS.value:
-        pgd += _peer_attacks(case, classifier)
-        training.append(_peer_training(case, classifier))
-    return {"pgd": pgd, "training": training}
+        work["pgd"] += throughput_peers.attack_candidates(case, classifier)
+        work["training"].append(throughput_peers.training_candidate(case, classifier))
+    return work
 
 
 def _meshes() -> list[Mesh]:
     devices = jax.local_devices()
     return [batches.data_mesh(devices[:number]) for number in sorted({1, len(devices)})]
-
-
-# Without the rewriting of convolutions that loops need, a step may be faster.
-STEPS = ("step", "plain step")
-
-
-def _name(what: str, mesh: Mesh) -> str:
-    return f"{what}, {mesh.size} device{'s' * (mesh.size > 1)}"
-
-
-# --- This library ---
-
-
-def _classifier(case: Case) -> Classifier:
-    """With no parameter at its initial 0 or 1, so that the copies for torch are really compared."""
-    network = Network(models.create(case.network, num_classes=NUM_CLASSES))
-    rng = np.random.default_rng(0)
-
-    def vary(leaf):
-        return jnp.asarray(
-            leaf * rng.uniform(0.8, 1.2, leaf.shape) + rng.normal(0, 0.01, leaf.shape), "f4"
-        )
-
-    return Classifier(
-        jax.tree.map(vary, network.init(jax.random.key(0), case.image_shape)), network
-    )
-
-
-def _images(case: Case, number: int) -> np.ndarray:
-    return np.random.default_rng(1).random((number, *case.image_shape), np.float32)
-
-
-def _attacked(case: Case, classifier: Classifier) -> tuple[np.ndarray, np.ndarray]:
-    """Images and the classes that they are predicted as."""
-    images = _images(case, case.attack_batch)
-    return images, np.asarray(jnp.argmax(classifier(images), axis=-1), np.int32)
-
-
-def _attacks(case: Case, classifier: Classifier, mesh: Mesh) -> list[timing.Candidate]:
-    images, labels = _attacked(case, classifier)
-    number = len(images)
-    lane = NamedSharding(mesh, PartitionSpec("data"))
-    attacked, inputs = attacks.as_attacked(ATTACK, classifier, images)
-    replicated = jax.device_put(attacked, NamedSharding(mesh, PartitionSpec()))
-    keys = jax.random.split(jax.random.key(0), number)
-    init = jax.jit(jax.vmap(ATTACK.init, in_axes=(None, 0, 0, 0, 0)), out_shardings=lane)
-    goals = attacks.Goal(label=jnp.asarray(labels))
-    state = functools.partial(init, replicated, inputs, goals, keys, np.full(number, EPS, "f4"))
-
-    advance = programs.of(ATTACK, mesh).advance
-
-    def one_by_one(step):
-        def steps(state):
-            for _ in range(ATTACK_STEPS):
-                state = step(replicated, state)
-            return state
-
-        return _precisely(_carried(steps, state()))
-
-    def run():
-        result = attacks.run(
-            ATTACK, classifier, images, labels, key=jax.random.key(0), eps=EPS,
-            batch_size=number, devices=list(mesh.devices.flat),
-        )  # fmt: skip
-        if result.success.any():
-            raise RuntimeError("an example was finished early; the budget is not small enough")
-
-    work = number * ATTACK_STEPS
-    in_loop = _carried(lambda state: advance(replicated, state, ATTACK_STEPS)[0], state())
-    return [
-        timing.Candidate(_name("loop", mesh), work, _precisely(in_loop)),
-        timing.Candidate(_name("step", mesh), work, one_by_one(_attack_step(mesh, canonical))),
-        timing.Candidate(
-            _name("plain step", mesh), work, one_by_one(_attack_step(mesh, lambda step: step))
-        ),
-        timing.Candidate(_name("run", mesh), work, run),
-    ]
-
-
-def _attack_step(mesh: Mesh, rewrite: Callable) -> Callable[[Classifier, Any], Any]:
-    """One compiled step, with what keeps convolutions fast in loops or as anyone would write it."""
-    one, lane = PartitionSpec(), PartitionSpec("data")
-    step = rewrite(jax.vmap(ATTACK.step, in_axes=(None, 0)))
-    sharded = jax.shard_map(step, mesh=mesh, in_specs=(one, lane), out_specs=lane, check_vma=False)
-    return jax.jit(sharded, donate_argnums=1)
-
-
-def _trainings(case: Case, classifier: Classifier, mesh: Mesh) -> list[timing.Candidate]:
-    phase = Phase(
-        name="train",
-        epochs=1,
-        objective=objectives.natural(),
-        optimizer=lambda mask: optax.sgd(LEARNING_RATE, MOMENTUM),
-    )
-    mask = dense(classifier.params)
-    draw = (0, 0)
-    start = loop.Trained(classifier.variables, mask)
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    dataset = _dataset(case)
-    none = dataset.images[:0], dataset.labels[:0]
-    begin = functools.partial(loop.begin, classifier.apply_fn, phase, start, None, none, draw=draw)
-    state = jax.jit(begin, out_shardings=everywhere)
-    order = np.arange(len(dataset)).reshape(TRAINING_STEPS, TRAINING_BATCH)
-    epoch = batches.to_devices(dataset, order, mesh)
-    single = [batches.to_devices(dataset, part[None], mesh) for part in order]
-
-    run_steps = loop.compile_steps(classifier.apply_fn, phase, mask, draw, shift=0, flip=False)
-
-    def one_by_one(state):
-        for examples in single:
-            state, _ = run_steps(state, examples)
-        return state
-
-    in_loop = _carried(lambda state: run_steps(state, epoch)[0], state())
-    return [
-        timing.Candidate(_name("loop", mesh), len(dataset), in_loop),
-        timing.Candidate(_name("step", mesh), len(dataset), _carried(one_by_one, state())),
-    ]
-
-
-def _dataset(case: Case) -> Dataset:
-    images = (255 * _images(case, TRAINING_STEPS * TRAINING_BATCH)).astype(np.uint8)
-    labels = np.arange(len(images), dtype=np.int32) % NUM_CLASSES
-    return Dataset(images, labels, tuple(map(str, range(NUM_CLASSES))), "random", "train")
-
-
-def _carried(advance: Callable[[Any], Any], state: Any) -> Callable[[], None]:
-    """Advances a state further at each call: its memory is donated, so it is used only once."""
-
-    def call():
-        nonlocal state
-        state = jax.block_until_ready(advance(state))
-
-    return call
-
-
-def _precisely(call: Callable[[], None]) -> Callable[[], None]:
-    """With the precision of `attacks.run`."""
-
-    def wrapped():
-        with jax.default_matmul_precision("highest"):
-            call()
-
-    return wrapped
-
-
-# --- Its peers ---
-
-
-def _peer_attacks(case: Case, classifier: Classifier) -> list[timing.Candidate]:
-    import foolbox
-    import torch
-    import torchattacks
-
-    images, labels = _attacked(case, classifier)
-    network = (
-        torch_networks.network_of(case.network, classifier.variables).eval().requires_grad_(False)
-    )
-    _check_same(classifier, network, images)
-    labels = torch.tensor(labels, dtype=torch.long)
-    step_size = EPS * 2.5 / ATTACK_STEPS
-    network, images = min(
-        _torch_formats(network, images),
-        key=lambda pair: _seconds_of(lambda: _torch_pgd(*pair, labels, step_size)),
-    )
-
-    lib_foolbox = foolbox.attacks.LinfPGD(abs_stepsize=step_size, steps=ATTACK_STEPS)
-    model_foolbox = foolbox.PyTorchModel(network, bounds=(0, 1), device="cpu")
-    lib_torchattacks = torchattacks.PGD(network, eps=EPS, alpha=step_size, steps=ATTACK_STEPS)
-    calls = {
-        "torch": lambda: _torch_pgd(network, images, labels, step_size),
-        "foolbox": lambda: lib_foolbox(model_foolbox, images, labels, epsilons=EPS),
-        "torchattacks": lambda: lib_torchattacks(images, labels),
-    }
-    work = len(images) * ATTACK_STEPS
-    return [timing.Candidate(name, work, call) for name, call in calls.items()]
-
-
-def _torch_pgd(network, images, labels, step_size: float):
-    """The loop that everyone writes."""
-    import torch
-
-    x = (images + torch.empty_like(images).uniform_(-EPS, EPS)).clamp(0, 1)
-    for _ in range(ATTACK_STEPS):
-        x.requires_grad_()
-        loss = torch.nn.functional.cross_entropy(network(x), labels, reduction="sum")
-        (grad,) = torch.autograd.grad(loss, x)
-        x = x.detach() + step_size * grad.sign()
-        x = (images + (x - images).clamp(-EPS, EPS)).clamp(0, 1)
-    return x
-
-
-def _peer_training(case: Case, classifier: Classifier) -> timing.Candidate:
-    import torch
-
-    dataset = _dataset(case)
-    labels = torch.from_numpy(dataset.labels).long().split(TRAINING_BATCH)
-
-    def epoch_of(network, images):
-        optimizer = torch.optim.SGD(network.parameters(), LEARNING_RATE, MOMENTUM)
-        parts = list(zip(images.split(TRAINING_BATCH), labels, strict=True))
-
-        def epoch():
-            for batch, label in parts:
-                optimizer.zero_grad()
-                logits = network(batch.float() / 255)
-                torch.nn.functional.cross_entropy(logits, label).backward()
-                optimizer.step()
-
-        return epoch
-
-    network = torch_networks.network_of(case.network, classifier.variables).train()
-    epochs = [epoch_of(*pair) for pair in _torch_formats(network, dataset.images)]
-    return timing.Candidate("torch", len(dataset), min(epochs, key=_seconds_of))
-
-
-def _seconds_of(call: Callable[[], object]) -> float:
-    call()
-    return min(timing.elapsed(call) for _ in range(3))
-
-
-def _torch_formats(network, images: np.ndarray) -> list[tuple[Any, Any]]:
-    """The network and its images, channels first and channels last."""
-    import copy
-
-    import torch
-
-    images = torch.from_numpy(images).permute(0, 3, 1, 2)
-    formats = (torch.contiguous_format, torch.channels_last)
-    return [
-        (copy.deepcopy(network).to(memory_format=layout), images.contiguous(memory_format=layout))
-        for layout in formats
-    ]
-
-
-def _check_same(classifier: Classifier, network, images: np.ndarray) -> None:
-    import torch
-
-    with torch.no_grad():
-        theirs = network(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
-    difference = np.abs(np.asarray(classifier(images)) - theirs).max()
-    if not difference < 1e-4:
-        raise RuntimeError(f"the logits of the network in torch differ by {difference}")
-
-
-# --- The report ---
 
 
 def _ratios(measured: Mapping[str, timing.Measurement]) -> dict[str, float]:
@@ -447,11 +170,11 @@ def _settings() -> dict[str, Any]:
     return {
         "seconds": _SECONDS.value,
         "rounds": _ROUNDS.value,
-        "attack": repr(ATTACK),
-        "eps": EPS,
+        "attack": repr(throughput_ours.ATTACK),
+        "eps": throughput_ours.EPS,
         "attack_batch": {case.network: case.attack_batch for case in CASES},
-        "training_batch": TRAINING_BATCH,
-        "training_steps": TRAINING_STEPS,
+        "training_batch": throughput_ours.TRAINING_BATCH,
+        "training_steps": throughput_ours.TRAINING_STEPS,
     }
 
 
