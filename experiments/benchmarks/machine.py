@@ -1,5 +1,6 @@
 """On what a benchmark ran: its kind, and how much memory it took."""
 
+import contextlib
 import os
 import pathlib
 import platform
@@ -37,7 +38,23 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
+def reset_peak_memory() -> None:
+    """Lets `peak_memory_since_reset_mib` begin anew, where the system can (Linux)."""
+    with contextlib.suppress(OSError):
+        pathlib.Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory_since_reset_mib() -> float | None:
+    """Of the whole process, with what it held before; None where the system cannot tell."""
+    with contextlib.suppress(OSError, ValueError):
+        if os.access("/proc/self/clear_refs", os.W_OK):
+            for line in pathlib.Path("/proc/self/status").read_text().splitlines():
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) / 2**10
+    return None
+
+
 def peak_memory_mib() -> float:
-    """Of the whole process, peers and all."""
+    """Of the whole process, peers and all; since the last reset where there was one."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
