@@ -136,6 +136,13 @@ class Attack:
         """Whether further steps cannot change the result."""
         raise NotImplementedError
 
+    def iterate(self, state: State) -> jax.Array:
+        """The image where the attack stands, to be looked at where nothing was found.
+
+        The state's `x`, or the clean image of a state that has none.
+        """
+        return state.x if hasattr(state, "x") else state.image
+
     def result(self, classifier: Classifier, state: State) -> Found:
         """What was found; the last iterate, which no step has looked at, is looked at here."""
         raise NotImplementedError

@@ -141,7 +141,8 @@ class CarliniWagner(Attack):
     def _next_round(self, state: CarliniWagnerState) -> CarliniWagnerState:
         """The same search at the clean image again, with the next c."""
         lower, upper, c = next_weight(state.lower, state.upper, state.c, state.won)
-        w = to_tanh_space(state.image)
+        last = state.round + 1 >= self.rounds  # where it ends, it stays
+        w = jnp.where(last, state.w, to_tanh_space(state.image))
         return state._replace(
             round=state.round + 1,
             iteration=jnp.array(0),
@@ -156,6 +157,9 @@ class CarliniWagner(Attack):
 
     def finished(self, state: CarliniWagnerState) -> jax.Array:
         return state.round >= self.rounds
+
+    def iterate(self, state: CarliniWagnerState) -> jax.Array:
+        return from_tanh_space(state.w)
 
     def result(self, classifier, state: CarliniWagnerState) -> Found:
         """What was found; no iterate is left to look at, a round's last is not moved any more."""

@@ -50,7 +50,9 @@ class CascadeResult(NamedTuple):
     Attributes:
       images, success, distance, forwards, backwards, sizes: as in `AttackResult`; the image is the
         first attack's that succeeded.
-      diagnostics: of the first member.
+      diagnostics: of the first member, which sees all examples; `diverged`, `outside` and
+        `unconfirmed` of all members together; `weaker` are the examples that one step of any member
+        finds within the budget and none of the attacks.
       by: number of the member that succeeded first; -1 for none, or where none was needed.
       members: for each name the numbers of the examples it saw, and its own result on them.
     """
@@ -66,12 +68,15 @@ class CascadeResult(NamedTuple):
     members: dict[str, tuple[np.ndarray, runner.AttackResult]]
 
     def warnings(self) -> list[str]:
-        """Reasons to doubt the result: those of all members, and what they say of each other."""
-        found = [
-            f"{name}: {warning}"
-            for name, (_, result) in self.members.items()
-            for warning in result.warnings()
-        ]
+        """Reasons to doubt the result: those of all members, and what they say of each other.
+
+        That a member is weaker than one step counts only where no other member was stronger.
+        """
+        found = []
+        for name, (seen, result) in self.members.items():
+            weaker = result.diagnostics.weaker & ~self.success[seen]
+            doubts = result.diagnostics._replace(weaker=weaker)
+            found += [f"{name}: {warning}" for warning in doubts.warnings()]
         weaker = self._broken_without_gradients()
         if weaker > 0.002 * len(self.success):
             found.append(
@@ -162,7 +167,24 @@ def run(
         by[standing[first & result.success & (result.distance > 0)]] = place
     if progress is not None:
         progress(len(attack.members) * number, len(attack.members) * number)
+    found = found._replace(diagnostics=_merged(attack, found.success, members))
     return CascadeResult(*found, by=by, members=members)
+
+
+def _merged(cascade: Cascade, success: np.ndarray, members: dict) -> Diagnostics:
+    """The diagnostics of the whole, see `CascadeResult`."""
+    weaker = np.zeros(len(success), bool)
+    for name, attack in cascade.members:
+        # The one step beside a minimum-norm attack knows no budget, it proves nothing within it.
+        if name in members and not attack.minimum_norm:
+            seen, result = members[name]
+            weaker[seen] |= result.diagnostics.weaker & ~success[seen]
+    each = [result.diagnostics for _, result in members.values()]
+    sums = {
+        name: sum(getattr(doubts, name) for doubts in each)
+        for name in ("diverged", "outside", "unconfirmed")
+    }
+    return each[0]._replace(weaker=weaker, **sums)
 
 
 def _within(

@@ -4,16 +4,9 @@ They are what AutoAttack checks for (Croce & Hein 2020) and what Carlini et al. 
 evaluating adversarial robustness", ask for.
 """
 
-import functools
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-
-from prunejax.attacks import losses
-from prunejax.attacks.goal import Goal
-from prunejax.classifier import Classifier
 
 # Repeated passes of one program agree bit for bit; a network with dropout left on differs by more.
 REPEATABLE = 1e-4
@@ -25,14 +18,19 @@ class Diagnostics(NamedTuple):
     Attributes:
       loss: the loss that was used; "margin" where DLR had too few classes; None without a loss.
       asked_loss: the loss that was asked for.
-      zero_gradient: share of the inspected clean images where that loss (the margin without one)
-        has a gradient of exactly zero, so that no gradient attack can start.
-      non_finite: share of the inspected images with a logit or gradient that is not finite.
+      zero_gradient: share of the clean images where that loss (the margin without one) has a
+        gradient of exactly zero, so that no gradient attack can start.
+      non_finite: share of the clean images with a logit or gradient that is not finite.
       probabilities: whether all outputs lie in [0, 1] and add up to 1: logits are needed.
-      unrepeatable: largest difference between the logits of two passes of the same images.
+      unrepeatable: largest difference between the logits of two passes of the same images, the
+        first of them.
+      weaker: `[N]` whether one step finds for an example what the attack did not: the maximum of
+        the loss, linearised at the clean image, over the same ball and the box (FGSM). For
+        minimum-norm attacks, which have no ball, a corner of the box, where they found nothing.
+      diverged: attempts that ended in NaN: in the attack's state, or in the logits of what it found
+        or of its last iterate.
       outside: images claimed as successes that lie outside ball or box; they were refused.
       unconfirmed: claimed successes that a fresh forward pass did not confirm; refused as well.
-      inspected: clean images, the first of the batch, that the shares refer to.
     """
 
     loss: str | None
@@ -41,9 +39,10 @@ class Diagnostics(NamedTuple):
     non_finite: float
     probabilities: bool
     unrepeatable: float
+    weaker: np.ndarray
+    diverged: int
     outside: int
     unconfirmed: int
-    inspected: int
 
     def warnings(self) -> list[str]:
         """One sentence for each reason to doubt."""
@@ -71,6 +70,17 @@ class Diagnostics(NamedTuple):
                 f"Logits of repeated passes differ by {self.unrepeatable:.2g}: a randomised "
                 "network needs expectation over its randomness."
             )
+        if self.weaker.any():
+            found.append(
+                f"{self.weaker.sum()} of {self.weaker.size} examples fell to a single step along "
+                "the gradient but not to this attack, which is weaker there: it has too few steps "
+                "or too large ones, or the gradients are masked."
+            )
+        if self.diverged:
+            found.append(
+                f"{self.diverged} attempts ended in NaN: near some images the network is not "
+                "finite, and examples may count as robust only because the attack got lost there."
+            )
         if self.outside:
             found.append(
                 f"{self.outside} returned images were outside ball or box and were refused."
@@ -78,57 +88,3 @@ class Diagnostics(NamedTuple):
         if self.unconfirmed:
             found.append(f"{self.unconfirmed} successes were not confirmed and were refused.")
         return found
-
-
-def inspect(
-    classifier: Classifier,
-    images: np.ndarray,
-    goals: Goal,
-    loss: str | None,
-    *,
-    aimed: bool,
-    number: int,
-) -> Diagnostics:
-    """Looks at the classifier on clean images `[B, ...]`; nothing is outside or unconfirmed yet.
-
-    Args:
-      classifier: under attack.
-      images: clean ones.
-      goals: what is wanted of each.
-      loss: the attack's, None if it has none.
-      aimed: whether the attack heads for targets.
-      number: only the first of the images are counted, the others are padding.
-    """
-    with_gradient = "margin" if loss in (None, "kl") else loss  # KL has none at the clean image
-    first, second = (
-        [part[:number] for part in jax.device_get(_look(classifier, images, goals, with_gradient))]
-        for _ in range(2)
-    )
-    logits, zero, non_finite = first
-    return Diagnostics(
-        loss=None if loss is None else losses.in_force(loss, logits.shape[1], aimed),
-        asked_loss=loss,
-        zero_gradient=float(np.mean(zero)),
-        non_finite=float(np.mean(non_finite)),
-        probabilities=bool(
-            np.all((logits >= 0) & (logits <= 1)) and np.allclose(logits.sum(axis=1), 1, atol=1e-4)
-        ),
-        unrepeatable=float(np.nanmax(np.abs(second[0] - logits)))
-        if np.isfinite(logits).any()
-        else 0.0,
-        outside=0,
-        unconfirmed=0,
-        inspected=number,
-    )
-
-
-@functools.partial(jax.jit, static_argnames="loss")
-def _look(classifier, images, goals, loss):
-    def objective(images):
-        logits = classifier(images)
-        return jnp.sum(jax.vmap(losses.LOSSES[loss])(logits, goals)), logits
-
-    grads, logits = jax.grad(objective, has_aux=True)(images)
-    inside = tuple(range(1, images.ndim))
-    finite = jnp.isfinite(grads).all(axis=inside) & jnp.isfinite(logits).all(axis=1)
-    return logits, jnp.all(grads == 0, axis=inside), ~finite

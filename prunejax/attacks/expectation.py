@@ -22,6 +22,20 @@ class Expectation:
     the draws: expectation over transformation, Athalye et al. (2018), "Synthesizing robust
     adversarial examples".
 
+    What `attacks.run` confirms is the mean over the draws of the returned image: the pass is a
+    fresh one, the draws are those that the attack has met there. An attack that looks at hundreds
+    of images can meet lucky draws, so near the boundary it finds a little more than is adversarial
+    in the mean: within some standard deviations of a margin over `samples` draws. Draws that no
+    attack has met, and more of them, tell:
+
+        judge = expectation(apply_fn, variables, samples=1000, seed=1)
+        held = judge(result.images).argmax(axis=1) != labels
+
+    A randomised network that is attacked without its expectation draws anew in each pass. Then a
+    success is what one further pass confirms, by chance: those that it does not are refused and
+    counted (`Diagnostics.unconfirmed`), the example stays robust, `Diagnostics.unrepeatable` is
+    not 0, and the warnings ask for the expectation.
+
     Attributes:
       apply_fn: `(variables, images [B, ...], key) -> logits [B, C]`.
       samples: draws for an image; AutoAttack's "rand" takes 20.

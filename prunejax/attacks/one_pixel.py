@@ -144,6 +144,10 @@ class OnePixel(Attack):
     def finished(self, state: OnePixelState) -> jax.Array:
         return state.adversarial
 
+    def iterate(self, state: OnePixelState) -> jax.Array:
+        likeliest = state.population[jnp.argmax(state.loss)]
+        return paint(state.image, likeliest, state.eps)
+
     def result(self, classifier, state: OnePixelState) -> Found:
         del classifier  # all candidates have been looked at
         x = paint(state.image, state.best, state.eps)

@@ -133,6 +133,9 @@ class PDPGD(Attack):
     def finished(self, state: PDPGDState) -> jax.Array:
         return jnp.array(False)
 
+    def iterate(self, state: PDPGDState) -> jax.Array:
+        return state.image + state.delta
+
     def result(self, classifier, state: PDPGDState) -> Found:
         return self._look(state, logits_of(classifier, state.image + state.delta))
 

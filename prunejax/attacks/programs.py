@@ -20,10 +20,11 @@ ROUNDING = 1e-6
 
 
 class Checked(NamedTuple):
-    """What the lanes hold in the end, one entry a lane; refused are `outside` and `unconfirmed`."""
+    """What the lanes hold in the end, one entry a lane; see `Diagnostics` for the last three."""
 
     found: Found
     sizes: dict[str, jax.Array]
+    diverged: jax.Array
     outside: jax.Array
     unconfirmed: jax.Array
 
@@ -76,11 +77,15 @@ def of(attack: Attack, mesh: Mesh) -> Programs:
         distance = jax.vmap(norms.get(attack.norm).distance)(image - images)
         within = distance <= eps * (1 + ROUNDING) + ROUNDING
         inside = within & jnp.all(x == found.image, axis=tuple(range(1, x.ndim)))
-        confirmed = wanted(attack, labels).reached(canonical(_predict)(classifier, x))
+        # Nobody asks what the clean image is that stands for no success: one pass serves both.
+        last = jnp.clip(jax.vmap(attack.iterate)(state), 0, 1)
+        logits = canonical(_predict)(classifier, _select(found.success, x, last))
+        confirmed = wanted(attack, labels).reached(logits)
         success = found.success & confirmed & within
         return Checked(
             Found(_select(success, image, images), success, jnp.where(success, distance, jnp.inf)),
             sizes={n: jax.vmap(norm.distance)(image - images) for n, norm in norms.NORMS.items()},
+            diverged=jnp.isnan(logits).any(axis=1) | _any_nan(state),
             outside=found.success & ~inside,
             unconfirmed=found.success & ~confirmed,
         )
@@ -99,6 +104,18 @@ def _predict(classifier: Classifier, images: jax.Array) -> jax.Array:
 
 def _select(which: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
     return jnp.where(which.reshape(which.shape + (1,) * (new.ndim - 1)), new, old)
+
+
+def _any_nan(state: Any) -> jax.Array:
+    """Lanes with a NaN anywhere in their state; infinities are losses and distances to begin at."""
+    return functools.reduce(
+        jnp.logical_or,
+        (
+            jnp.isnan(leaf).reshape(len(leaf), -1).any(axis=1)
+            for leaf in jax.tree.leaves(state)
+            if jnp.issubdtype(leaf.dtype, jnp.inexact)
+        ),
+    )
 
 
 def wanted(attack: Attack, labels: jax.Array) -> Goal:

@@ -105,6 +105,9 @@ class RandomSearch(Attack):
     def finished(self, state: RandomSearchState) -> jax.Array:
         return state.adversarial
 
+    def iterate(self, state: RandomSearchState) -> jax.Array:
+        return state.best.x
+
     def result(self, classifier, state: RandomSearchState) -> Found:
         del classifier  # the last iterate has been looked at
         nothing = self.nothing_found(state.image)
@@ -112,7 +115,9 @@ class RandomSearch(Attack):
 
     def _query(self, classifier, goal: Goal, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         logits = logits_of(classifier, x)
-        return losses.LOSSES[self.loss](logits, goal), goal.reached(logits)
+        loss = losses.LOSSES[self.loss](logits, goal)
+        # Anything is better than NaN: a search that begins there would never leave.
+        return jnp.where(jnp.isnan(loss), -jnp.inf, loss), goal.reached(logits)
 
     def query_of_schedule(self, query: jax.Array) -> jax.Array:
         """Which query of a run of 10,000 this one stands for."""

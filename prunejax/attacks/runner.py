@@ -14,9 +14,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from prunejax import norms
-from prunejax.attacks import diagnostics, programs
+from prunejax.attacks import programs
 from prunejax.attacks.attack import Attack, as_attacked
+from prunejax.attacks.diagnostics import Diagnostics
 from prunejax.attacks.inputs import validated, validated_indices
+from prunejax.attacks.inspection import inspect
 from prunejax.attacks.lanes import Lanes, lane_count
 from prunejax.classifier import Classifier
 
@@ -45,7 +47,7 @@ class AttackResult(NamedTuple):
     forwards: np.ndarray
     backwards: np.ndarray
     sizes: dict[str, np.ndarray]
-    diagnostics: diagnostics.Diagnostics
+    diagnostics: Diagnostics
 
     def warnings(self) -> list[str]:
         """Reasons to doubt the result, a sentence each."""
@@ -113,12 +115,12 @@ def run(
     success, distance = np.zeros(number, bool), np.full(number, np.inf, "f4")
     forwards, backwards = np.zeros(number, int), np.zeros(number, int)
     sizes = {name: np.zeros(number, np.float32) for name in norms.NORMS}
-    result = AttackResult(
-        images.copy(), success, distance, forwards, backwards, sizes,
-        _inspect(attack, classifier, images, labels, len(lanes.example)),
-    )  # fmt: skip
-    outside, unconfirmed = 0, 0
+    diverged, outside, unconfirmed = 0, 0, 0
     with jax.default_matmul_precision("highest"):
+        doubts = inspect(
+            attack, classifier, images, labels, eps, width=len(lanes.example), mesh=mesh
+        )
+        result = AttackResult(images.copy(), success, distance, forwards, backwards, sizes, doubts)
         state = None
         while lanes.busy or lanes.queue:
             fresh = lanes.fill(attack.steps)
@@ -141,6 +143,7 @@ def run(
                 checked = jax.device_get(
                     compiled.settle(attacked, state, images[of], labels[of], eps[of])
                 )
+                diverged += int(np.sum(checked.diverged & leaving))
                 outside += int(np.sum(checked.outside & leaving))
                 unconfirmed += int(np.sum(checked.unconfirmed & leaving))
                 better = leaving & (checked.found.distance < distance[of])
@@ -155,7 +158,12 @@ def run(
             if progress is not None:
                 progress(number - lanes.remaining, number)
     return result._replace(
-        diagnostics=result.diagnostics._replace(outside=outside, unconfirmed=unconfirmed)
+        diagnostics=doubts._replace(
+            weaker=doubts.weaker & ~success,
+            diverged=diverged,
+            outside=outside,
+            unconfirmed=unconfirmed,
+        )
     )
 
 
@@ -163,16 +171,3 @@ def _passes(attack: Attack) -> list[Callable[[np.ndarray], np.ndarray]]:
     """Forward and backward passes of an attempt, as functions of the steps it took."""
     costs = zip(attack.init_passes, attack.step_passes, attack.result_passes, strict=True)
     return [lambda steps, c=cost: c[0] + c[1] * steps + c[2] for cost in costs]
-
-
-def _inspect(attack, classifier, images, labels, lanes) -> diagnostics.Diagnostics:
-    """Looks at as many examples as there are lanes, so that one program serves all numbers."""
-    of = np.arange(lanes) % len(images)
-    return diagnostics.inspect(
-        classifier,
-        images[of],
-        programs.wanted(attack, labels[of]),
-        getattr(attack, "loss", None),
-        aimed=attack.targeted or attack.targets > 0,
-        number=min(lanes, len(images)),
-    )

@@ -114,6 +114,9 @@ class SigmaZero(Attack):
     def finished(self, state: SigmaZeroState) -> jax.Array:
         return jnp.array(False)
 
+    def iterate(self, state: SigmaZeroState) -> jax.Array:
+        return state.image + state.delta
+
     def result(self, classifier, state: SigmaZeroState) -> Found:
         x = state.image + state.delta
         adversarial = state.goal.reached(logits_of(classifier, x))

@@ -30,7 +30,6 @@ def healthy(_, images):
 def test_a_healthy_network_raises_no_doubt():
     found = diagnostics(healthy)
     assert found.warnings() == []
-    assert found.inspected == 8
 
 
 def flat_above_a_half(_, images):
@@ -38,8 +37,10 @@ def flat_above_a_half(_, images):
     return jnp.stack([jnp.ones_like(x), x - 1], axis=1)
 
 
-def test_zero_gradients_are_counted():
-    found = diagnostics(flat_above_a_half)
+@pytest.mark.parametrize("batch_size", [2, 6, 256])
+def test_zero_gradients_are_counted_among_all_images(batch_size):
+    """The first half has none; 6 lanes see the images 0 to 3 once more, as padding."""
+    found = diagnostics(flat_above_a_half, batch_size=batch_size)
     assert found.zero_gradient == 0.5
     assert "50.0% of the images have a zero gradient" in found.warnings()[0]
 
@@ -68,10 +69,107 @@ def broken_above_a_half(_, images):
 def test_what_is_not_finite_is_counted_and_stops_nobody():
     attack = attacks.PGD(steps=2, random_start=False)
     result = attacks.run(
-        attack, Classifier(None, broken_above_a_half), IMAGES, LABELS, key=KEY, eps=0.0
-    )
+        attack, Classifier(None, broken_above_a_half), IMAGES, LABELS,
+        key=KEY, eps=0.0, batch_size=4,
+    )  # fmt: skip
     assert result.diagnostics.non_finite == 0.5
     assert result.images.shape == IMAGES.shape
+
+
+def broken_beyond(_, images):
+    """Class 0 everywhere, and NaN above 0.6: the logarithm of a negative number."""
+    x = images[:, 0]
+    return healthy(None, images) + 0 * jnp.log(0.6 - x)[:, None]
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_attacks_that_end_where_the_network_is_nan_are_counted(norm):
+    """In Linf a NaN gradient makes the iterate NaN, in L2 the iterate stops where it is."""
+    images = np.array([[0.1], [0.3], [0.45], [0.55]], np.float32)
+    attack = attacks.PGD(norm=norm, steps=4, random_start=False, restarts=2)
+    result = attacks.run(
+        attack, Classifier(None, broken_beyond), images, np.zeros(4, int), key=KEY, eps=0.2
+    )
+    assert not result.success.any()
+    assert result.diagnostics.non_finite == 0
+    assert result.diagnostics.diverged == 2 * 2  # 0.45 + 0.2 and 0.55 + 0.2, at both attempts
+    (warning,) = result.warnings()
+    assert warning.startswith("4 attempts ended in NaN")
+
+
+def test_a_random_search_leaves_a_start_where_the_network_is_nan():
+    """It starts with all four pixels up, in NaN, or down; a window moves three of them."""
+    images = np.full((16, 4), 0.5, np.float32)
+
+    def network(_, images):  # class 1 where all are down
+        x = images.mean(axis=1)
+        return jnp.stack([x, jnp.full_like(x, 0.35)], axis=1) + 0 * jnp.log(0.6 - x)[:, None]
+
+    attack = attacks.Square(steps=20)
+    result = attacks.run(
+        attack, Classifier(None, network), images, np.zeros(16, int), key=KEY, eps=0.2
+    )
+    assert result.success.all()
+    assert 2 < np.sum(result.forwards > 1) < 14  # those that started up
+
+
+def test_an_attack_weaker_than_one_step_is_noticed():
+    """Class 1 begins at 0.5; one step goes 0.3 far, the attack a tenth of that."""
+    images = np.array([[0.1], [0.21], [0.3], [0.46], [0.48], [0.6]], np.float32)
+    classifier = Classifier(None, lambda _, x: jnp.stack([jnp.full(len(x), 0.5), x[:, 0]], axis=1))
+    attack = attacks.PGD(steps=1, relative_step=0.1, random_start=False)
+    options = {"key": KEY, "eps": 0.3, "batch_size": 4}
+    result = attacks.run(attack, classifier, images, np.zeros(6, int), **options)
+    assert np.array_equal(result.success, [False, False, False, False, True, True])
+    weaker = [False, True, True, True, False, False]
+    assert np.array_equal(result.diagnostics.weaker, weaker)
+    (warning,) = result.warnings()
+    assert warning.startswith("3 of 6 examples fell to a single step")
+
+    strong = attacks.PGD(steps=5, random_start=False)
+    assert not attacks.run(
+        strong, classifier, images, np.zeros(6, int), **options
+    ).diagnostics.weaker.any()
+
+    def cascade(*members):
+        members = tuple((f"member {place}", member) for place, member in enumerate(members))
+        cascade = attacks.Cascade(norm="linf", members=members)
+        return attacks.run(cascade, classifier, images, np.zeros(6, int), **options)
+
+    # What another member finds is no reason to doubt the ensemble; the member itself still says it.
+    both = cascade(attack, strong)
+    assert np.array_equal(both.members["member 0"][1].diagnostics.weaker, weaker)
+    assert not both.diagnostics.weaker.any()
+    assert both.warnings() == []
+    alone = cascade(attack, dataclasses.replace(attack, relative_step=0.15))
+    assert np.array_equal(alone.success, [False, False, False, True, True, True])
+    assert np.array_equal(alone.diagnostics.weaker, [False, True, True, False, False, False])
+    assert [warning[:13] for warning in alone.warnings()] == ["member 0: 2 o", "member 1: 2 o"]
+
+
+def test_the_one_step_of_a_targeted_attack_heads_for_the_target():
+    images = np.full((3, 2), 0.4, np.float32)
+
+    def network(_, x):  # the target 1 lies right, 2 lies up, 3 nowhere
+        nowhere = jnp.full(len(x), 0.5)
+        return jnp.stack([nowhere, x[:, 0] - 0.02 * x[:, 1], x[:, 1], nowhere - 1], axis=1)
+
+    attack = attacks.PGD(steps=1, relative_step=0.01, random_start=False, targeted=True)
+    result = attacks.run(
+        attack, Classifier(None, network), images, np.array([1, 2, 3]), key=KEY, eps=0.2
+    )
+    assert not result.success.any()
+    assert np.array_equal(result.diagnostics.weaker, [True, True, False])
+
+
+def test_a_minimum_norm_attack_is_weaker_than_one_step_where_it_found_nothing():
+    """One step leads to the corner of the box; the attack makes one of 0.001."""
+    attack = attacks.DDN(steps=1, init_eps=1e-3)
+    images = np.array([[0.3], [0.4999], [0.6]], np.float32)
+    classifier = Classifier(None, lambda _, x: jnp.stack([jnp.full(len(x), 0.5), x[:, 0]], axis=1))
+    result = attacks.run(attack, classifier, images, np.zeros(3, int), key=KEY)
+    assert np.array_equal(result.success, [False, True, True])
+    assert np.array_equal(result.diagnostics.weaker, [True, False, False])
 
 
 def test_a_network_that_does_not_repeat_itself_is_noticed():

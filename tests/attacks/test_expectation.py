@@ -1,11 +1,15 @@
 """Randomised networks: their expectation, and what an attack on it reaches."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from prunejax import attacks
+from prunejax.classifier import Classifier
+from tests.linear_models import minimum_distances, random_linear
 
 WEIGHTS = np.array([[1.0, -1.0], [0.5, 2.0], [-1.0, 0.0]], np.float32)  # [features, classes]
 
@@ -67,6 +71,93 @@ def test_an_attack_on_the_expectation_leaves_the_class_of_the_mean():
         )
         assert result.success.all() == wanted
         assert result.diagnostics.warnings() == []
+
+
+NOISE, SAMPLES = 0.1, 20
+# Of the difference of two logits with noise of their own, averaged over the draws.
+DEVIATION = NOISE * np.sqrt(2 / SAMPLES)
+
+
+def noisy_logits(variables, images, key):
+    """A linear network that is right or wrong by chance where its margin is below 0.14 or so."""
+    weights, bias = variables
+    logits = images @ weights.T + bias
+    return logits + NOISE * jax.random.normal(key, logits.shape)
+
+
+def largest_margins(problem, budgets) -> np.ndarray:
+    """The largest max_k z_k - z_y without noise within a budget in Linf and the box, `[N]`."""
+    W, b, images, labels = (np.asarray(part, np.float64) for part in problem)
+    best = []
+    for x, y, eps in zip(images, labels.astype(int), budgets, strict=True):
+        slopes = W - W[y]
+        x = np.clip(x + eps * np.sign(slopes), 0, 1)
+        best.append(np.delete(np.sum(slopes * x, axis=1) + b - b[y], y).max())
+    return np.array(best)
+
+
+def test_rand_finds_what_is_adversarial_in_the_mean_and_nothing_else():
+    """The draws of an image move its margin by 0.03; attacks can only look for lucky ones."""
+    problem = random_linear(0, (20,), examples=8)
+    variables = problem.weights, problem.bias
+    reachable = np.arange(8) % 2 == 0
+    budgets = np.where(reachable, 1.6, 0.4) * minimum_distances(problem, "linf")
+    margins = largest_margins(problem, budgets)
+    assert np.array_equal(margins > 0, reachable)
+    assert np.abs(margins).min() > 4 * DEVIATION
+    # A single pass often errs on the clean images, the mean of the draws on none.
+    classifier = attacks.expectation(noisy_logits, variables, samples=SAMPLES)
+
+    attack = attacks.autoattack(version="rand")
+    result = attacks.run(
+        attack, classifier, problem.images, problem.labels, key=jax.random.key(0), eps=budgets
+    )
+    assert np.array_equal(result.success, reachable)
+    assert np.all(result.distance > 0)
+    assert result.warnings() == []
+    # Other draws, and so many that they know the margin to 0.002, hardly disagree.
+    fresh = attacks.expectation(noisy_logits, variables, samples=4000, seed=1)
+    logits = np.asarray(fresh(result.images[reachable]))
+    labels = problem.labels[reachable]
+    own = np.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
+    others = np.where(np.arange(3) == labels[:, None], -np.inf, logits).max(axis=1)
+    assert np.all(others - own > -4 * DEVIATION)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Claims(attacks.PGD):
+    """Claims success beside the clean image."""
+
+    def result(self, classifier, state):
+        return attacks.Found(state.image + 0.05, jnp.array(True), jnp.float32(0))
+
+
+def test_a_network_that_draws_anew_at_each_pass_confirms_by_chance_and_says_so():
+    """Right in the mean, wrong in one pass of four: only so many claims are believed."""
+    draws = np.random.default_rng(0)
+
+    def network(_, images):
+        wrong = jax.pure_callback(
+            lambda x: np.float32(draws.uniform(size=x.shape) < 0.25),
+            jax.ShapeDtypeStruct((len(images),), jnp.float32),
+            jax.lax.stop_gradient(images[:, 0]),
+            vmap_method="broadcast_all",
+        )
+        return jnp.stack([images[:, 0], jax.lax.stop_gradient(wrong)], axis=1)
+
+    number = 128
+    images = np.full((number, 1), 0.5, np.float32)
+    result = attacks.run(
+        Claims(steps=1), Classifier(None, network), images, np.zeros(number, int),
+        key=jax.random.key(0), eps=0.1, devices=jax.local_devices()[:1],
+    )  # fmt: skip
+    # A quarter was wrong at the clean image already, another quarter of the rest is confirmed.
+    attacked = result.distance > 0
+    assert 16 < number - attacked.sum() < 48
+    assert result.success[attacked].sum() + result.diagnostics.unconfirmed == attacked.sum()
+    assert 0.1 < result.success[attacked].mean() < 0.4
+    assert result.diagnostics.unrepeatable == 1
+    assert any("needs expectation over its randomness" in each for each in result.warnings())
 
 
 def test_fewer_than_one_draw_is_refused():

@@ -45,6 +45,32 @@ def test_a_budget_of_zero_finds_nothing(relu_network):
     assert np.array_equal(result.distance, [np.inf, np.inf, np.inf, 0])
 
 
+# Few steps of each, with which it still finds something.
+SHORT = {
+    "fgsm": {},
+    "deepfool": {"steps": 20},
+    "carlini_wagner": {"steps": 40, "rounds": 2, "learning_rate": 0.1, "initial_c": 10.0},
+    "one_pixel": {"steps": 4, "pixels": 3, "population": 10},
+    "square": {"steps": 20},
+    "sparse_rs": {"steps": 20},
+    "hopskipjump": {"steps": 2, "queries": 40, "tries": 8},
+    "brendel_bethge": {"steps": 6, "tries": 8},
+}
+BUDGETS = {"linf": 0.05, "l2": 0.2, "l1": 0.8, "l0": 2.0, "l0_pixels": 2.0}
+REGISTRY = [
+    pytest.param(name, norm, id=f"{name}-{norm}", marks=pytest.mark.exhaustive)
+    for name, attack in attacks.ATTACKS.items()
+    for norm in attack.supported
+]
+
+
+def short(name, norm, **options):
+    """A short attack, and a budget at which some examples fall; None for minimum-norm attacks."""
+    options = SHORT.get(name, {"steps": 8}) | options
+    attack = attacks.create(name, norm=norm, **options)
+    return attack, None if attack.minimum_norm else BUDGETS[norm]
+
+
 ATTACKS = [
     # A budget at which about half of the examples fall, some of them only after restarts.
     (attacks.PGD(steps=15, restarts=3), 0.03),
@@ -53,17 +79,23 @@ ATTACKS = [
 ]
 
 
-@pytest.mark.parametrize(("attack", "eps"), ATTACKS, ids=lambda value: type(value).__name__)
-def test_neither_batch_size_nor_order_nor_devices_matter(attack, eps, relu_network):
-    images, labels = relu_network.examples(NUMBER, wrong=3)
-    indices = 100 + np.arange(NUMBER)
-    order = np.random.default_rng(0).permutation(NUMBER)
-    budgets = None if eps is None else np.linspace(0.5 * eps, 1.5 * eps, NUMBER)
+def in_all_ways(attack, eps, network, number, ways, unstable=0.0):
+    """The result of all examples at once; that in other orders and ways has to be the same.
+
+    Other sizes of a batch are other programs, which round otherwise. On the path of an iterative
+    attack over a kink of the network that can grow: weights changed by 1e-7 of themselves move some
+    distances by 0.2 % (FAB, FMN) to 16 % (Brendel & Bethge). A share `unstable` of the examples may
+    differ so. Random numbers or lanes that got mixed up would change most of them.
+    """
+    images, labels = network.examples(number, wrong=3)
+    indices = 100 + np.arange(number)
+    order = np.random.default_rng(0).permutation(number)
+    budgets = None if eps is None else np.linspace(0.5 * eps, 1.5 * eps, number)
 
     def run(of, **options):
         return attacks.run(
             attack,
-            relu_network.classifier,
+            network.classifier,
             images[of],
             labels[of],
             key=KEY,
@@ -72,16 +104,32 @@ def test_neither_batch_size_nor_order_nor_devices_matter(attack, eps, relu_netwo
             **options,
         )
 
-    reference = run(np.arange(NUMBER), batch_size=64)
+    reference = run(np.arange(number), batch_size=64)
+    assert len(jax.local_devices()) == 2
+    for batch_size, devices in ways:
+        result = run(order, batch_size=batch_size, devices=jax.local_devices()[:devices])
+        assert np.array_equal(result.success, reference.success[order])
+        distance, image = reference.distance[order], reference.images[order]
+        same = np.isclose(result.distance, distance, rtol=1e-4)
+        same &= np.isclose(result.images, image, atol=1e-4).all(axis=(1, 2, 3))
+        assert np.mean(~same) <= unstable
+        np.testing.assert_allclose(result.distance, distance, rtol=0.2 if unstable else 1e-4)
+    return reference
+
+
+@pytest.mark.parametrize(("attack", "eps"), ATTACKS, ids=lambda value: type(value).__name__)
+def test_neither_batch_size_nor_order_nor_devices_matter(attack, eps, relu_network):
+    reference = in_all_ways(attack, eps, relu_network, NUMBER, ways=[(3, 1), (8, 2)])
     if eps is not None:
         assert 0.2 < reference.success[:-3].mean() < 0.8
-    assert len(jax.local_devices()) == 2
-    others = {"batch_size": 3, "devices": jax.local_devices()[:1]}, {"batch_size": 8}
-    for options in others:
-        result = run(order, **options)
-        assert np.array_equal(result.success, reference.success[order])
-        np.testing.assert_allclose(result.distance, reference.distance[order], rtol=1e-4)
-        np.testing.assert_allclose(result.images, reference.images[order], atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "norm"), REGISTRY)
+def test_they_do_not_matter_to_any_attack_in_any_norm(name, norm, relu_network):
+    attack, eps = short(name, norm)
+    reference = in_all_ways(attack, eps, relu_network, 13, [(1, 1), (3, 1), (8, 2)], unstable=0.25)
+    assert reference.success[:-3].any()
+    assert reference.diagnostics.diverged == 0
 
 
 def test_random_numbers_belong_to_the_index(relu_network):
@@ -98,18 +146,8 @@ def test_random_numbers_belong_to_the_index(relu_network):
     assert not np.array_equal(another.images[5], result.images[0])
 
 
-@pytest.mark.parametrize(
-    ("attack", "budgets"),
-    [
-        (attacks.PGD(norm="l2", steps=4), np.float32([0.05, 1.0])),
-        (attacks.FMN(norm="l1", steps=6), np.float32([np.inf, np.inf])),
-    ],
-)
-def test_vmap_over_networks_targets_keys_and_budgets_equals_the_loop(
-    attack, budgets, relu_network, other_relu_network
-):
-    image = relu_network.examples(1)[0][0]
-    networks = [relu_network.classifier, other_relu_network.classifier]
+def vmapped_as_looped(attack, budgets, image, networks, atol=1e-5):
+    """What `find` gives vmapped over networks, targets, keys and budgets; a loop has to agree."""
     stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), *networks)
     targets, keys = np.arange(2), jax.random.split(KEY, 2)
 
@@ -125,9 +163,36 @@ def test_vmap_over_networks_targets_keys_and_budgets_equals_the_loop(
     for at in np.ndindex(2, 2, 2, 2):
         alone = single(networks[at[0]], targets[at[1]], keys[at[2]], budgets[at[3]])
         assert found.success[at] == alone.success
-        np.testing.assert_allclose(found.image[at], alone.image, atol=1e-5)
+        np.testing.assert_allclose(found.image[at], alone.image, atol=atol)
         np.testing.assert_allclose(found.distance[at], alone.distance, rtol=1e-4)
     assert np.any(found.success)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("attack", "budgets"),
+    [
+        (attacks.PGD(norm="l2", steps=4), np.float32([0.05, 1.0])),
+        (attacks.FMN(norm="l1", steps=6), np.float32([np.inf, np.inf])),
+    ],
+)
+def test_vmap_over_networks_targets_keys_and_budgets_equals_the_loop(
+    attack, budgets, relu_network, other_relu_network
+):
+    image = relu_network.examples(1)[0][0]
+    networks = [relu_network.classifier, other_relu_network.classifier]
+    found = vmapped_as_looped(attack, budgets, image, networks)
     assert np.all(found.success) == attack.minimum_norm
     for axis in range(2):  # other networks and targets are attacked in other ways
         assert not np.allclose(*np.split(np.asarray(found.image), 2, axis))
+
+
+@pytest.mark.parametrize(("name", "norm"), REGISTRY)
+def test_vmap_equals_the_loop_for_any_attack_in_any_norm(
+    name, norm, relu_network, other_relu_network
+):
+    attack, eps = short(name, norm, targeted=True)
+    budgets = np.float32([np.inf, np.inf] if eps is None else [eps / 4, 10 * eps])
+    image = relu_network.examples(1)[0][0]
+    networks = [relu_network.classifier, other_relu_network.classifier]
+    vmapped_as_looped(attack, budgets, image, networks, atol=1e-4)

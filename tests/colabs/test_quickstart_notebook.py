@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 
 import nbclient
 import nbformat
@@ -23,6 +24,12 @@ def test_runs_and_shows_what_its_run_directory_holds(tmp_path, monkeypatch):
     client.execute()
 
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    printed = "".join(output.get("text", "") for output in outputs)
+    alone, both = (
+        float(re.search(f"^{line} +([01][.][0-9]+)$", printed, re.MULTILINE)[1])
+        for line in ("robust accuracy, Linf 0.1", "robust against both")
+    )
+    assert both <= alone  # the ensemble's first attack is the one above
     pictures = [o for o in outputs if "image/png" in o.get("data", {})]
     assert len(pictures) == 4
     shown = [o["data"]["text/plain"] for o in outputs if "text/plain" in o.get("data", {})]

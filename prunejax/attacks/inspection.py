@@ -1,0 +1,120 @@
+"""A look at the clean images before an attack: gradients, outputs, and where one step leads."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+
+from prunejax import norms
+from prunejax.attacks import losses
+from prunejax.attacks.attack import Attack
+from prunejax.attacks.diagnostics import Diagnostics
+from prunejax.attacks.programs import wanted
+from prunejax.classifier import Classifier
+
+
+class Look(NamedTuple):
+    """What is seen of each image of a batch.
+
+    Attributes:
+      logits: `[B, C]`.
+      zero: whether the gradient of the loss is exactly zero.
+      non_finite: whether a logit or an entry of the gradient is not finite.
+      probabilities: whether the outputs lie in [0, 1] and add up to 1.
+      falls: whether one step from the clean image, the maximum of the linearised loss over ball and
+        box, makes it what the attacker wants when it was not so before.
+    """
+
+    logits: jax.Array
+    zero: jax.Array
+    non_finite: jax.Array
+    probabilities: jax.Array
+    falls: jax.Array
+
+
+def inspect(
+    attack: Attack,
+    classifier: Classifier,
+    images: np.ndarray,
+    labels: np.ndarray,
+    eps: np.ndarray,
+    *,
+    width: int,
+    mesh: Mesh,
+) -> Diagnostics:
+    """Looks at all clean images, a batch of `width` at a time through one program.
+
+    Args:
+      attack: that is to follow.
+      classifier: under attack.
+      images, labels, eps: `[N, ...]`, `[N]` and `[N]`; an infinite budget leads to a corner of the
+        box.
+      width: images at a time, a multiple of the mesh's devices; the last batch is padded.
+      mesh: of the devices that share a batch.
+
+    Returns:
+      What was seen; `weaker` are all that fall to one step, for the attack has found nothing yet.
+    """
+    loss = getattr(attack, "loss", None)
+    with_gradient = "margin" if loss in (None, "kl") else loss  # KL has none at the clean image
+    program = _program(with_gradient, attack.norm, mesh)
+    number, seen = len(images), []
+    for first in range(0, number, width):
+        of = np.arange(first, first + width) % number
+        batch = images[of], wanted(attack, labels[of]), eps[of]
+        look = program(classifier, *batch)
+        if not first:
+            logits, again = jax.device_get((look.logits, program(classifier, *batch).logits))
+        seen.append(jax.device_get(look[1:]))
+    zero, non_finite, probabilities, falls = (
+        np.concatenate(parts)[:number] for parts in zip(*seen, strict=True)
+    )
+    aimed = attack.targeted or attack.targets > 0
+    return Diagnostics(
+        loss=None if loss is None else losses.in_force(loss, logits.shape[1], aimed),
+        asked_loss=loss,
+        zero_gradient=float(np.mean(zero)),
+        non_finite=float(np.mean(non_finite)),
+        probabilities=bool(probabilities.all()),
+        unrepeatable=float(np.nanmax(np.abs(again - logits))) if np.isfinite(logits).any() else 0.0,
+        weaker=falls,
+        diverged=0,
+        outside=0,
+        unconfirmed=0,
+    )
+
+
+@functools.cache
+def _program(loss: str, norm: str, mesh: Mesh) -> Callable[..., Any]:
+    """The compiled look. Cached: all attacks with this loss and norm share it."""
+    one, lane = PartitionSpec(), PartitionSpec("data")
+
+    def look(classifier, images, goals, eps) -> Look:
+        def objective(images):
+            logits = classifier(images)
+            return jnp.sum(jax.vmap(losses.LOSSES[loss])(logits, goals)), logits
+
+        grads, logits = jax.grad(objective, has_aux=True)(images)
+        steps = jax.vmap(norms.get(norm).maximizer)(grads, images, eps)
+        ahead = classifier(jnp.clip(images + steps, 0, 1))
+        reached = goals.reached(ahead) & jnp.isfinite(ahead).all(axis=1)
+        inside = tuple(range(1, images.ndim))
+        finite = jnp.isfinite(grads).all(axis=inside) & jnp.isfinite(logits).all(axis=1)
+        shares = (logits >= 0) & (logits <= 1)
+        return Look(
+            logits=logits,
+            zero=jnp.all(grads == 0, axis=inside),
+            non_finite=~finite,
+            probabilities=shares.all(axis=1) & (jnp.abs(logits.sum(axis=1) - 1) < 1e-4),
+            falls=reached & ~goals.reached(logits),
+        )
+
+    return jax.jit(
+        jax.shard_map(
+            look, mesh=mesh, in_specs=(one, lane, lane, lane), out_specs=lane, check_vma=False
+        )
+    )
