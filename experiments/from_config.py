@@ -4,7 +4,7 @@ import functools
 import json
 import operator
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -31,16 +31,20 @@ LEAST = {
 }
 
 
-def check_ranges(config: config_dict.ConfigDict) -> None:
+def check_ranges(config: config_dict.ConfigDict, least: Mapping[str, float] = LEAST) -> None:
     """Looks at numbers that would be used only after hours of training.
+
+    Args:
+      config: the config.
+      least: the least that each of its numbers may be, by key.
 
     Raises:
       ValueError: one of them is out of range.
     """
-    for key, least in LEAST.items():
+    for key, smallest in least.items():
         value = functools.reduce(operator.getitem, key.split("."), config)
-        if not value >= least:
-            raise ValueError(f"{key} is {value}; it must be at least {least}.")
+        if not value >= smallest:
+            raise ValueError(f"{key} is {value}; it must be at least {smallest}.")
 
 
 def load_split(

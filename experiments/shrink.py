@@ -28,6 +28,13 @@ from prunejax.evaluation import efficiency, predict
 from prunejax.training import batches
 
 COSTS = ("flops", "parameters", "latency")
+# As `from_config.LEAST`.
+LEAST = {
+    "shrinking.blocks": 1,
+    "shrinking.multiple": 1,
+    "shrinking.examples": 0,
+    "shrinking.batch_size": 1,
+}
 
 
 def shrink(
@@ -49,10 +56,12 @@ def shrink(
     Raises:
       ValueError: a config that cannot be run.
     """
-    from_config.check_ranges(config)
+    from_config.check_ranges(config, {**from_config.LEAST, **LEAST})
     settings = config.shrinking
     names.lookup("shrinking.target", settings.target, dict.fromkeys(COSTS))
     names.lookup("shrinking.remove", settings.remove, REMOVE)
+    allocations = dict.fromkeys(shrinking.ALLOCATIONS)
+    names.lookup("shrinking.allocation", settings.allocation, allocations)
     if not config.init_from:
         raise ValueError("init_from is empty; name the folder of the run to make smaller.")
     method = methods.create(**config.method)
@@ -61,6 +70,8 @@ def shrink(
         allocation=settings.allocation,
         include=settings.include,
         exclude=settings.exclude,
+        aggregate=settings.aggregate,
+        guard=settings.guard,
     )
     train_set, validation_set = (
         from_config.load_split(config, split, report) for split in ("train", "validation")
@@ -137,7 +148,12 @@ def _evidence(classifier: Classifier, method: methods.Method, dataset: data.Data
 def _without_channels(classifier, image_shape, pruner, evidence, settings) -> Classifier:
     traced = shrinking.of(classifier.apply_fn, classifier.variables, image_shape)
     mask = shrinking.channel_mask(
-        traced, classifier.variables, settings.share, pruner, evidence=evidence
+        traced,
+        classifier.variables,
+        settings.share,
+        pruner,
+        evidence=evidence,
+        multiple=settings.multiple,
     )
     return shrinking.shrink(classifier, mask, image_shape)
 

@@ -99,7 +99,9 @@ def train(
             progress=functools.partial(report, f"train {workdir.name}"),
             mesh=mesh,
         )
+    report(f"save {workdir.name}", 0, 1)
     checkpoints.save_network(workdir / "network", trained.variables, trained.mask)
+    report(f"save {workdir.name}", 1, 1)
     return Classifier(trained.variables, network)
 
 

@@ -45,11 +45,25 @@ class Network:
         """Logits `[B, C]` in evaluation mode, from images `[B, ...]` in [0, 1]."""
         return self.module.apply(variables, self._normalise(images), **self._mode(train=False))
 
-    def train(self, variables: Variables, images: jax.Array) -> tuple[jax.Array, Variables]:
-        """Logits in training mode, and the collections (batch statistics) that it moved."""
+    def train(
+        self, variables: Variables, images: jax.Array, key: jax.Array | None = None
+    ) -> tuple[jax.Array, Variables]:
+        """Logits in training mode, and the collections (batch statistics) that it moved.
+
+        Args:
+          variables: of the network.
+          images: `[B, ...]` in [0, 1].
+          key: of this forward pass, for a module that draws at random, as dropout does; others
+            have no use for it.
+        """
         collections = [name for name in variables if name != "params"]
         return self.module.apply(
-            variables, self._normalise(images), mutable=collections, **self._mode(train=True)
+            variables,
+            self._normalise(images),
+            # A stream that has no key of its own, whatever its name, draws from this one.
+            rngs=None if key is None else {"params": key},
+            mutable=collections,
+            **self._mode(train=True),
         )
 
     def _normalise(self, images: jax.Array) -> jax.Array:

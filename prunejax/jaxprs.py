@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import jax
 from jax.extend import core
 
-# What these run is run a number of times that depends on data or on time: it stays one equation.
-_CONTROL_FLOW = ("scan", "while", "cond")
+# What these run is run many times, on data or on numbers of an array: it stays one equation.
+_CONTROL_FLOW = ("scan", "while", "cond", "reduce", "reduce_window")
 
 # Each number of the result is made of those at the same place, or of a scalar.
 ELEMENTWISE = frozenset(

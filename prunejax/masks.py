@@ -23,17 +23,42 @@ def dense(params: Params) -> Mask:
 
 
 def apply(params: Params, mask: Mask) -> Params:
-    """`params` with zeros where the mask is False."""
+    """`params` with zeros where the mask is False.
+
+    Raises:
+      ValueError: a mask of another structure, or a leaf that does not broadcast.
+    """
+    trees.require_like("mask", mask, params)
     return jax.tree.map(lambda p, keep: jnp.where(keep, p, jnp.zeros_like(p)), params, mask)
 
 
 def intersect(first: Mask, second: Mask) -> Mask:
-    """Keeps what both masks keep; leaves broadcast against each other."""
-    return jax.tree.map(jnp.logical_and, first, second)
+    """Keeps what both masks keep; leaves broadcast against each other.
+
+    Raises:
+      ValueError: masks of different structures, or leaves that do not broadcast.
+    """
+    trees.require_structure("one mask", first, "the other", second)
+
+    def both(path, one, other):
+        try:
+            return jnp.logical_and(one, other)
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"masks at {path!r} have the shapes {jnp.shape(one)} and {jnp.shape(other)}, "
+                "which do not broadcast against each other."
+            ) from None
+
+    return trees.map_with_path(both, first, second)
 
 
 def kept(params: Params, mask: Mask) -> dict[str, int]:
-    """How many numbers of each leaf the mask keeps, by path; exact, as Python integers."""
+    """How many numbers of each leaf the mask keeps, by path; exact, as Python integers.
+
+    Raises:
+      ValueError: a mask that does not fit the parameters.
+    """
+    validate(params, mask)
     shapes, kept_units = trees.flatten(params), trees.flatten(mask)
     return {
         path: int(np.sum(kept_units[path])) * math.prod(np.shape(leaf)) // np.size(kept_units[path])
@@ -42,17 +67,24 @@ def kept(params: Params, mask: Mask) -> dict[str, int]:
 
 
 def density(params: Params, mask: Mask, paths: tuple[str, ...] | None = None) -> float:
-    """Share of the weights that the mask keeps, in [0, 1].
+    """Share of the weights that the mask keeps, in [0, 1]; 1 where there are none.
 
     Args:
       params: pytree of parameters.
       mask: its mask.
       paths: the leaves to count; all weights (`trees.prunable`) where None, so that layers which
         were never candidates count too.
+
+    Raises:
+      ValueError: a mask that does not fit the parameters, or a path that is none of theirs.
     """
-    paths = trees.prunable(params) if paths is None else paths
-    counts, sizes = kept(params, mask), trees.flatten(params)
-    return sum(counts[p] for p in paths) / sum(jnp.size(sizes[p]) for p in paths)
+    counts, leaves = kept(params, mask), trees.flatten(params)
+    paths = trees.weights(params) if paths is None else paths
+    unknown = [path for path in paths if path not in leaves]
+    if unknown:
+        raise ValueError(f"paths has {unknown[0]!r}, which is none of {list(leaves)}.")
+    numbers = sum(jnp.size(leaves[path]) for path in paths)
+    return sum(counts[path] for path in paths) / numbers if numbers else 1.0
 
 
 def fits(mask_leaf: jax.Array, leaf: jax.Array) -> bool:
@@ -66,10 +98,8 @@ def fits(mask_leaf: jax.Array, leaf: jax.Array) -> bool:
 
 def validate(params: Params, mask: Mask) -> None:
     """Raises a ValueError naming the first leaf whose mask is missing, not boolean or too big."""
+    trees.require_like("mask", mask, params)
     leaves, masks = trees.flatten(params), trees.flatten(mask)
-    if leaves.keys() != masks.keys():
-        differing = sorted(leaves.keys() ^ masks.keys())
-        raise ValueError(f"mask and parameters have different leaves: {differing}.")
     for path, leaf in leaves.items():
         shape, mask_shape = jnp.shape(leaf), jnp.shape(masks[path])
         if jnp.result_type(masks[path]) != jnp.bool_:

@@ -18,9 +18,10 @@ def unknown(kind: str, name: str, valid: Iterable[str]) -> ValueError:
 
 def lookup(kind: str, name: str, table: Mapping[str, T]) -> T:
     """`table[name]`, or a ValueError that names the nearest key and lists the valid ones."""
-    if name not in table:
-        raise unknown(kind, name, table)
-    return table[name]
+    try:
+        return table[name]
+    except (KeyError, TypeError):  # a list, say, cannot even be looked for
+        raise unknown(kind, name, table) from None
 
 
 def build(
@@ -29,11 +30,17 @@ def build(
     """What the class or function called `name` makes of these options; lists become tuples.
 
     Raises:
-      ValueError: an unknown name or option, naming the nearest and listing the valid ones.
+      ValueError: an unknown name or option, naming the nearest and listing the valid ones, or an
+        option without default that is not given.
     """
     make = lookup(kind, name, table)
     valid = inspect.signature(make).parameters
     for option in options:
         if option not in valid:
             raise unknown(f"option of {kind} {name!r}", option, valid)
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    for option, parameter in valid.items():
+        required = parameter.kind in named and parameter.default is parameter.empty
+        if required and option not in options:
+            raise ValueError(f"{kind} {name!r} needs the option {option!r}; pass {option}=....")
     return make(**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})

@@ -11,8 +11,13 @@ Params = Any
 
 
 def path_name(path: Sequence[Any]) -> str:
-    """The name of a key path of jax.tree_util: its parts joined by "/"."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
+    """The name of a key path of jax.tree_util: its parts joined by "/".
+
+    Without the attribute "value" at its end, in which a variable of Flax NNX holds its array.
+    """
+    if len(path) > 1 and path[-1] == jax.tree_util.GetAttrKey("value"):
+        path = path[:-1]
+    return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
 
 
 def map_with_path(function: Callable[..., Any], tree: Params, *rest: Params) -> Params:
@@ -32,30 +37,82 @@ def unflatten(tree: Params, leaves: dict[str, Any]) -> Params:
     return map_with_path(lambda path, _: leaves[path], tree)
 
 
+def require_structure(name: str, tree: Any, other_name: str, other: Any) -> None:
+    """Raises a ValueError that names both trees and their leaves where their structures differ."""
+    found, expected = jax.tree.structure(tree), jax.tree.structure(other)
+    if found == expected:
+        return
+    differing = sorted(flatten(tree).keys() ^ flatten(other).keys())
+    if differing:
+        raise ValueError(
+            f"{name} and {other_name} have different leaves: {differing}; both need the same."
+        )
+    raise ValueError(
+        f"{name} and {other_name} hold their leaves in different containers, {found} and "
+        f"{expected}; both need the same."
+    )
+
+
+def require_like(name: str, tree: Any, params: Params) -> None:
+    """Raises a ValueError unless a tree has the structure of the parameters, by shape alone.
+
+    Args:
+      name: of the argument that `tree` is.
+      tree: its leaves must broadcast against those of the parameters.
+      params: pytree of parameters.
+    """
+    require_structure(name, tree, "parameters", params)
+    expected = flatten(params)
+    for path, leaf in flatten(tree).items():
+        shape, whole = jnp.shape(leaf), jnp.shape(expected[path])
+        if not broadcasts(shape, whole):
+            raise ValueError(
+                f"{name} at {path!r} has shape {shape}, which does not broadcast to {whole}."
+            )
+
+
+def broadcasts(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
+    """Whether an array of that shape broadcasts to the target's, and no further."""
+    last = target[len(target) - len(shape) :]
+    return len(shape) <= len(target) and all(n in (1, m) for n, m in zip(shape, last, strict=True))
+
+
+def patterns(given: str | Sequence[str]) -> tuple[str, ...]:
+    """Several patterns of paths, of which one may be given alone."""
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
+def weights(params: Params) -> tuple[str, ...]:
+    """Paths of the weights: the leaves of rank two or more that hold any numbers."""
+    leaves = flatten(params).items()
+    return tuple(path for path, leaf in leaves if jnp.ndim(leaf) >= 2 and jnp.size(leaf))
+
+
 def prunable(
-    params: Params, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()
+    params: Params, include: str | Sequence[str] = ("*",), exclude: str | Sequence[str] = ()
 ) -> tuple[str, ...]:
     """Paths of the leaves that pruning may touch, in the tree's order.
 
-    Those are the weights: leaves of rank two or more. Biases and normalisation are never pruned.
+    Those are some of the `weights`. Biases and normalisation are never pruned.
 
     Args:
       params: pytree of parameters.
-      include: shell patterns; a path must match one of them, e.g. `["*Conv*"]`.
-      exclude: shell patterns; a path that matches one of them is left alone.
+      include: a shell pattern or several; a path must match one of them, e.g. `["*Conv*"]`.
+      exclude: likewise; a path that matches one of them is left alone.
 
     Raises:
       ValueError: a pattern matches no weight.
     """
-    weights = [path for path, leaf in flatten(params).items() if jnp.ndim(leaf) >= 2]
+    found = weights(params)
+    include, exclude = patterns(include), patterns(exclude)
     for pattern in (*include, *exclude):
-        if not fnmatch.filter(weights, pattern):
-            raise ValueError(f"Pattern {pattern!r} matches none of the weights {weights}.")
+        if not fnmatch.filter(found, pattern):
+            raise ValueError(f"Pattern {pattern!r} matches none of the weights {list(found)}.")
 
-    def matches(path: str, patterns: Sequence[str]) -> bool:
-        return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
+    def matches(path: str, any_of: Sequence[str]) -> bool:
+        return any(fnmatch.fnmatchcase(path, pattern) for pattern in any_of)
 
-    return tuple(path for path in weights if matches(path, include) and not matches(path, exclude))
+    return tuple(path for path in found if matches(path, include) and not matches(path, exclude))
 
 
 def size(tree: Params) -> int:

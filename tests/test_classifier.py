@@ -94,6 +94,32 @@ def test_the_mode_reaches_modules_that_take_it_and_no_others():
     np.testing.assert_array_equal(Network(NoMode()).train({}, x)[0], [[1, 1]])
 
 
+def test_dropout_draws_by_the_key_in_training_alone():
+    class Dropping(nn.Module):
+        @nn.compact
+        def __call__(self, x, train: bool = False):
+            x = nn.Dropout(0.5, deterministic=not train)(x)
+            noise = jax.random.uniform(self.make_rng("noise")) if train else 0.0
+            return x, noise
+
+    network, x = Network(Dropping()), jnp.ones((2, 50))
+    np.testing.assert_array_equal(network({}, x)[0], x)
+    (first, noise), _ = network.train({}, x, jax.random.key(0))
+    assert set(np.unique(first)) == {0.0, 2.0}  # what is left is scaled up
+    (same, same_noise), _ = network.train({}, x, jax.random.key(0))
+    (other, other_noise), _ = network.train({}, x, jax.random.key(1))
+    np.testing.assert_array_equal(same, first)
+    assert np.any(np.asarray(other) != np.asarray(first))
+    assert noise == same_noise != other_noise
+
+
+def test_a_key_changes_nothing_where_nothing_is_drawn():
+    network = Network(models.create("mlp", 2, widths=(3,)))
+    variables, x = network.init(jax.random.key(0), (2,)), jnp.ones((3, 2))
+    without, _ = network.train(variables, x)
+    np.testing.assert_array_equal(network.train(variables, x, jax.random.key(5))[0], without)
+
+
 def test_init_is_a_function_of_the_key():
     network = Network(models.create("mlp", 2, widths=()))
     first, same, other = (network.init(jax.random.key(k), (2, 2, 1)) for k in (0, 0, 1))

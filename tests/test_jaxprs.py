@@ -47,6 +47,19 @@ def test_the_flat_program_computes_the_same_and_calls_nothing():
     assert len(assigned) == len(set(assigned))
 
 
+def test_reductions_by_a_function_of_their_own_are_one_equation():
+    """They run it on pairs of numbers: its program is no call on the arrays."""
+
+    def function(x):
+        pooled = nn.pooling.pool(x, -jnp.inf, jnp.logaddexp, (2, 2), (1, 1), "VALID")
+        return jax.lax.reduce(pooled, jnp.float32(0), lambda a, b: a * b + b, (1, 2))
+
+    x = jax.random.normal(jax.random.key(0), (2, 3, 3, 2))
+    program = jaxprs.flat(function, x)
+    assert [eqn.primitive.name for eqn in program.eqns] == ["reduce_window", "reduce"]
+    np.testing.assert_allclose(evaluated(program, x), function(x), rtol=1e-6)
+
+
 def test_parameters_of_an_equation_can_be_changed():
     program = jaxprs.flat(lambda x: x.reshape(2, 6), jnp.zeros((3, 4)))
     (eqn,) = program.eqns

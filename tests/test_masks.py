@@ -104,6 +104,39 @@ def test_packing_loses_nothing_and_takes_a_bit_a_unit(case):
         assert packed[path].nbytes == math.ceil(leaf.size / 8)
 
 
+PARAMS = {"a": jnp.ones((2, 3)), "b": {"c": jnp.ones(4)}}
+
+
+@pytest.mark.parametrize("use", ["apply", "kept", "density"])
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        ({"a": jnp.array(True)}, r"mask and parameters have different leaves: \['b/c'\]"),
+        (
+            {"a": jnp.ones((2, 4), bool), "b": {"c": jnp.array(True)}},
+            r"mask at 'a' has shape \(2, 4\), which does not broadcast to \(2, 3\)",
+        ),
+    ],
+)
+def test_a_mask_of_another_structure_is_named(use, mask, message):
+    with pytest.raises(ValueError, match=message):
+        getattr(masks, use)(PARAMS, mask)
+
+
+def test_masks_of_different_structures_or_shapes_have_no_intersection():
+    with pytest.raises(ValueError, match=r"different leaves: \['b/c'\]"):
+        masks.intersect(masks.dense(PARAMS), {"a": jnp.array(True)})
+    with pytest.raises(ValueError, match=r"masks at 'a' have the shapes \(2, 3\) and \(3, 2\)"):
+        masks.intersect({"a": jnp.ones((2, 3), bool)}, {"a": jnp.ones((3, 2), bool)})
+
+
+def test_of_no_weights_all_are_kept():
+    biases = {"b": jnp.ones(3), "z": jnp.ones((0, 2))}
+    assert masks.density(biases, masks.dense(biases)) == 1.0
+    with pytest.raises(ValueError, match="paths has 'c', which is none of"):
+        masks.density(biases, masks.dense(biases), ("c",))
+
+
 def test_the_dense_mask_keeps_everything():
     params = {"w": jnp.arange(6.0).reshape(2, 3), "b": jnp.array([-0.0, jnp.inf])}
     mask = masks.dense(params)

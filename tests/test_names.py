@@ -1,5 +1,7 @@
 """Unknown names get an error that helps."""
 
+import re
+
 import pytest
 
 from prunejax import names
@@ -24,6 +26,32 @@ def test_something_far_from_all_names_only_lists_them():
     assert str(error) == "Unknown criterion 'xyz'. Valid: a, b."
 
 
-def test_a_name_that_is_no_string_gets_the_same_error():
-    with pytest.raises(ValueError, match="Unknown criterion 3"):
-        names.lookup("criterion", 3, TABLE)
+@pytest.mark.parametrize("name", [3, None, ["snip"]])
+def test_a_name_that_is_no_string_gets_the_same_error(name):
+    with pytest.raises(ValueError, match="Unknown criterion " + re.escape(repr(name))):
+        names.lookup("criterion", name, TABLE)
+
+
+def ramp(start, *, end, step=1):
+    return start, end, step
+
+
+def test_what_is_built_has_its_options_lists_as_tuples():
+    built = names.build("ramp", "ramp", {"ramp": ramp}, {"start": [1, 2], "end": 3})
+    assert built == ((1, 2), 3, 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"start": 1}, "ramp 'ramp' needs the option 'end'; pass end=...."),
+        ({"end": 1}, "ramp 'ramp' needs the option 'start'; pass start=...."),
+        (
+            {"start": 1, "edn": 2},
+            "Unknown option of ramp 'ramp' 'edn'. Did you mean 'end'? Valid: end, start, step.",
+        ),
+    ],
+)
+def test_options_that_are_missing_or_unknown_are_named(options, message):
+    with pytest.raises(ValueError, match="^" + re.escape(message) + "$"):
+        names.build("ramp", "ramp", {"ramp": ramp}, options)

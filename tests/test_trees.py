@@ -1,5 +1,7 @@
 """Paths, and which leaves are weights."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,11 @@ HAIKU = {
     "batch_norm": {"scale": jnp.ones(2), "count": jnp.ones(())},
 }
 NESTED = [(jnp.ones((2, 2)), [jnp.ones(2)]), {"last": jnp.ones((2, 1))}]
+
+
+class _Pair(NamedTuple):
+    c: float
+
 
 leaves = st.integers(0, 9).map(jnp.int32)
 nested_trees = st.recursive(
@@ -101,6 +108,36 @@ def test_shapes_are_enough():
 
 def test_arrays_of_numpy_are_leaves_too():
     assert trees.prunable({"w": np.ones((2, 2)), "b": np.ones(2)}) == ("w",)
+
+
+def test_a_pattern_may_be_given_alone():
+    assert trees.prunable(HAIKU, "linear/w") == ("linear/w",)
+    assert trees.prunable(HAIKU, exclude="linear/w") == ("net/~/conv_1/w",)
+
+
+def test_leaves_without_numbers_are_no_weights():
+    assert trees.prunable({"w": np.ones((2, 2)), "z": np.ones((0, 5))}) == ("w",)
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"a": 1.0}, r"it and parameters have different leaves: \['b/c'\]"),
+        ({"a": np.ones((2, 3)), "b": {"c": np.ones(3)}}, r"it at 'b/c' has shape \(3,\).*\(2,\)"),
+        ({"a": 1.0, "b": {"c": np.ones((1, 2))}}, r"it at 'b/c' has shape \(1, 2\)"),
+        ({"a": np.ones((2, 3)), "b": _Pair(1.0)}, "different containers"),
+    ],
+)
+def test_a_tree_of_another_structure_is_named(tree, message):
+    params = {"a": np.ones((2, 3)), "b": {"c": np.ones(2)}}
+    with pytest.raises(ValueError, match=message):
+        trees.require_like("it", tree, params)
+
+
+def test_what_broadcasts_is_like_the_parameters():
+    params = {"a": np.ones((2, 3)), "b": {"c": np.ones(2)}}
+    trees.require_like("it", {"a": np.ones((1, 3)), "b": {"c": 1.0}}, params)
+    trees.require_like("it", jax.eval_shape(lambda: params), params)
 
 
 def test_leaves_can_be_dropped_and_nested_again():

@@ -6,6 +6,7 @@ Every attribute of the method is a key of `config.method`.
 """
 
 import dataclasses
+import typing
 
 from ml_collections import config_dict
 
@@ -34,10 +35,12 @@ def base(dataset: str, model: str, method: str, **method_options) -> config_dict
     config.model.std = 1.0
     config.model.options = config_dict.ConfigDict()
 
-    defaults = {field.name: field.default for field in dataclasses.fields(methods.METHODS[method])}
+    fields = dataclasses.fields(methods.METHODS[method])
+    types = typing.get_type_hints(methods.METHODS[method])
+    defaults = {field.name: field.default for field in fields}
     config.method = config_dict.ConfigDict({"name": method})
     for name, value in (defaults | method_options).items():
-        config.method[name] = config_dict.placeholder(float) if value is None else value
+        config.method[name] = _placeholder(types[name]) if value is None else value
 
     config.batch_size = 128
     config.checkpoint_every = 1
@@ -60,6 +63,12 @@ def base(dataset: str, model: str, method: str, **method_options) -> config_dict
     return config
 
 
+def _placeholder(optional: type) -> config_dict.FieldReference:
+    """None for now; a flag gives it a value of the other type of `... | None`."""
+    (kind,) = (kind for kind in typing.get_args(optional) if kind is not type(None))
+    return config_dict.placeholder(typing.get_origin(kind) or kind)
+
+
 def protocol(
     attack: str, budgets: tuple[float, ...], stated: float, **options
 ) -> config_dict.ConfigDict:
@@ -77,8 +86,13 @@ def shrinking(**changed) -> config_dict.ConfigDict:
     config.remove = "channels"
     config.share = 0.1
     config.blocks = 1
+    # What is left of each layer's channels is rounded up to a multiple of this, or left whole.
+    config.multiple = 1
     config.criterion = "magnitude"
+    config.aggregate = config_dict.placeholder(str)
     config.allocation = "global"
+    # Keep a channel of each group that belongs together.
+    config.guard = True
     # Training examples that criteria may look at.
     config.examples = 256
     config.include = ("*",)

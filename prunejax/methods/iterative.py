@@ -12,11 +12,13 @@ class Iterative(PruningMethod):
     """Prune, retrain, prune again (Han et al. 2015).
 
     After round i of r the sparsity is `1 - (1 - sparsity)^(i / r)`. Merkle et al. (2021) prune so,
-    to compression rates from 2 to 64: `sparsity=1 - 1/64, rounds=6`.
+    to the compression rates 2, 4, ..., 64: `sparsity=1 - 1/64, rounds=6`, or `rates`.
 
     Attributes:
       epochs: of retraining, in each round.
       rounds: of pruning.
+      rates: compression by these rates one after another, a round each, in place of `sparsity` and
+        `rounds`: at least 1 and increasing. Rate c is the sparsity 1 - 1 / c.
       adversarial: train on PGD examples instead of clean ones; criteria of the gradient take that
         of the same objective.
       examples: training examples for criteria that look at data.
@@ -24,6 +26,7 @@ class Iterative(PruningMethod):
 
     allocation: str = "global"
     rounds: int = 5
+    rates: tuple[float, ...] = ()
     adversarial: bool = True
     examples: int = 256
 
@@ -31,12 +34,21 @@ class Iterative(PruningMethod):
         super().__post_init__()
         if self.rounds < 1:
             raise ValueError(f"rounds is {self.rounds}; at least 1 is needed.")
+        self.sparsities()
+
+    def sparsities(self) -> list[float]:
+        """After each round."""
+        if self.rates:
+            schedule = pruning.iterative(self.rates, frequency=1)
+        else:
+            schedule = pruning.constant_rate(self.sparsity, end=self.rounds - 1, frequency=1)
+        return [sparsity for _, sparsity in schedule]
 
     def phases(self, steps_per_epoch: int) -> tuple[Phase, ...]:
         """One phase a round; networks of the last one count as pruned."""
         objective = self.cross_entropy(adversarial=self.adversarial)
         tx = self.tx(self.epochs * steps_per_epoch)
-        schedule = pruning.constant_rate(self.sparsity, end=self.rounds - 1, frequency=1)
+        sparsities = self.sparsities()
         return tuple(
             Phase(
                 name=f"round {number}",
@@ -46,9 +58,9 @@ class Iterative(PruningMethod):
                 begin=lambda start, sparsity=sparsity: self._begin(start, sparsity),
                 examples=self.examples,
                 needs_trained=True,
-                selectable_from=0 if number == self.rounds else None,
+                selectable_from=0 if number == len(sparsities) else None,
             )
-            for number, (_, sparsity) in enumerate(schedule, start=1)
+            for number, sparsity in enumerate(sparsities, start=1)
         )
 
     def weights(self, start: Start) -> Params:

@@ -2,11 +2,13 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import ClassVar
 
 import optax
 
 from prunejax import attacks, pruning
 from prunejax.training import adversaries, objectives, optimizers
+from prunejax.training.evidence import expected, with_evidence
 from prunejax.training.phase import Phase
 
 
@@ -118,45 +120,42 @@ class PruningMethod(Method):
             guard=self.guard,
         )
 
-    def require_a_criterion_of_weights(self) -> None:
-        """For methods that prune inside the optimiser, where there are weights and a gradient.
+    def require_enough(self, known: pruning.Evidence, brought: str) -> None:
+        """For methods that prune inside the optimiser, where there is a gradient besides.
 
         Raises:
-          ValueError: a criterion that looks at data or at the network.
+          ValueError: a criterion that needs more than `known`, in words `brought`.
         """
         try:
-            self.pruner().check(pruning.Evidence(key=(), grads=()))
+            self.pruner().check(known._replace(grads=()))
         except ValueError as error:
             raise ValueError(
-                f"criterion is {self.criterion!r}, which needs more than weights and gradients; "
-                "the methods 'one_shot', 'iterative' and 'lottery' give it data."
+                f"criterion is {self.criterion!r}, which needs more than {brought}: {error}"
             ) from error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GradualMethod(PruningMethod):
-    """A method that prunes while it trains.
+class DuringTraining(PruningMethod):
+    """A method whose optimiser prunes: one phase, in which the mask follows a schedule.
 
     Attributes:
-      pruning_schedule: "cubic" or "constant_rate".
-      pruning_epochs: epochs from the first step until the target sparsity is reached.
-      mask_frequency: steps between two changes of the mask.
+      pruning_epochs: epochs from the first step until the target sparsity is there to stay.
+      examples: training examples for criteria that look at data, the same at every change of the
+        mask; network and objective are those of the step. With 0, criteria of the gradient take
+        that of the step's batch, with respect to the weights before it.
     """
 
-    pruning_schedule: str = "cubic"
     pruning_epochs: int = 15
-    mask_frequency: int = 100
+    examples: int = 256
+
+    # Whether what is gone stays gone.
+    nested: ClassVar[bool] = True
 
     def __post_init__(self):
         super().__post_init__()
-        self.require_a_criterion_of_weights()
-        if not 0 <= self.pruning_epochs < self.epochs:
-            raise ValueError(
-                f"pruning_epochs is {self.pruning_epochs}; "
-                f"it must lie in [0, epochs = {self.epochs})."
-            )
-        if self.mask_frequency < 1:
-            raise ValueError(f"mask_frequency is {self.mask_frequency}; at least 1 is needed.")
+        self.require_enough(
+            expected(self.examples), f"training brings with examples={self.examples}"
+        )
         self.sparsities(steps_per_epoch=1)
 
     def objective(self) -> objectives.Objective:
@@ -165,23 +164,65 @@ class GradualMethod(PruningMethod):
 
     def sparsities(self, steps_per_epoch: int) -> pruning.schedules.Schedule:
         """When the mask changes, and to which sparsity."""
-        return pruning.schedule(
-            self.pruning_schedule,
-            sparsity=self.sparsity,
-            end=self.pruning_epochs * steps_per_epoch,
-            frequency=self.mask_frequency,
-        )
+        raise NotImplementedError
 
     def phases(self, steps_per_epoch: int) -> tuple[Phase, ...]:
         """One phase; networks count as pruned once the schedule has ended."""
         tx = self.tx(self.epochs * steps_per_epoch)
         schedule = self.sparsities(steps_per_epoch)
+
+        def optimizer(known):
+            return pruning.optimizer(
+                tx, self.pruner(), schedule, nested=self.nested, evidence=known
+            )
+
         return (
             Phase(
                 name="prune",
                 epochs=self.epochs,
                 objective=self.objective(),
-                optimizer=lambda mask: pruning.optimizer(tx, self.pruner(), schedule),
+                optimizer=lambda mask: with_evidence(optimizer, self.examples),
+                examples=self.examples,
                 selectable_from=self.pruning_epochs,
             ),
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GradualMethod(DuringTraining):
+    """A method that prunes little by little.
+
+    Attributes:
+      pruning_schedule: "cubic" or "constant_rate".
+      pruning_begin: epochs before the mask changes first.
+      mask_frequency: steps between two changes of the mask.
+    """
+
+    pruning_schedule: str = "cubic"
+    pruning_begin: int = 0
+    mask_frequency: int = 100
+
+    def __post_init__(self):
+        if not 0 <= self.pruning_epochs < self.epochs:
+            raise ValueError(
+                f"pruning_epochs is {self.pruning_epochs}; "
+                f"it must lie in [0, epochs = {self.epochs})."
+            )
+        if not 0 <= self.pruning_begin <= self.pruning_epochs:
+            raise ValueError(
+                f"pruning_begin is {self.pruning_begin}; "
+                f"it must lie in [0, pruning_epochs = {self.pruning_epochs}]."
+            )
+        if self.mask_frequency < 1:
+            raise ValueError(f"mask_frequency is {self.mask_frequency}; at least 1 is needed.")
+        super().__post_init__()
+
+    def sparsities(self, steps_per_epoch: int) -> pruning.schedules.Schedule:
+        """When the mask changes, and to which sparsity."""
+        return pruning.schedule(
+            self.pruning_schedule,
+            sparsity=self.sparsity,
+            begin=self.pruning_begin * steps_per_epoch,
+            end=self.pruning_epochs * steps_per_epoch,
+            frequency=self.mask_frequency,
         )

@@ -4,6 +4,7 @@ import dataclasses
 
 from prunejax import pruning
 from prunejax.methods.method import PruningMethod
+from prunejax.training.evidence import expected, with_evidence
 from prunejax.training.phase import Phase
 
 
@@ -22,6 +23,8 @@ class Regrowing(PruningMethod):
       grow: "gradient" or "random".
       adversarial: train on PGD examples instead of clean ones; "gradient" is that of the same
         objective.
+      examples: training examples for criteria that look at data, as in the gradual methods; what
+        grows is told by the step's gradient.
     """
 
     allocation: str = "erk"
@@ -31,18 +34,21 @@ class Regrowing(PruningMethod):
     final_drop: float = 0.0
     grow: str = "gradient"
     adversarial: bool = True
+    examples: int = 256
 
     def __post_init__(self):
         super().__post_init__()
-        self.require_a_criterion_of_weights()
+        self.require_enough(
+            expected(self.examples), f"training brings with examples={self.examples}"
+        )
         if not 1 <= self.regrowing_epochs <= self.epochs:
             raise ValueError(
                 f"regrowing_epochs is {self.regrowing_epochs}; "
                 f"it must lie in [1, epochs = {self.epochs}]."
             )
-        self._optimizer(steps_per_epoch=1)
+        self._optimizer(1, expected(self.examples))
 
-    def _optimizer(self, steps_per_epoch: int):
+    def _optimizer(self, steps_per_epoch: int, known: pruning.Evidence):
         return pruning.regrowing(
             self.tx(self.epochs * steps_per_epoch),
             self.pruner(),
@@ -52,15 +58,21 @@ class Regrowing(PruningMethod):
             drop=self.drop,
             final_drop=self.final_drop,
             grow=self.grow,
+            evidence=known,
         )
 
     def phases(self, steps_per_epoch: int) -> tuple[Phase, ...]:
         """One phase, at the target sparsity throughout."""
+
+        def optimizer(known):
+            return self._optimizer(steps_per_epoch, known)
+
         return (
             Phase(
                 name="train",
                 epochs=self.epochs,
                 objective=self.cross_entropy(adversarial=self.adversarial),
-                optimizer=lambda _: self._optimizer(steps_per_epoch),
+                optimizer=lambda _: with_evidence(optimizer, self.examples),
+                examples=self.examples,
             ),
         )

@@ -111,11 +111,16 @@ def checked_table(table: Mapping[str, float] | Sequence[tuple[str, float]]) -> T
     """The table as a tuple of pairs.
 
     Raises:
-      ValueError: an empty table, or a density outside (0, 1].
+      ValueError: no table of numbers, an empty one, or a density outside (0, 1].
     """
-    pairs = tuple(
-        (str(k), float(v)) for k, v in (table.items() if hasattr(table, "items") else table)
-    )
+    try:
+        items = table.items() if hasattr(table, "items") else table
+        pairs = tuple((str(pattern), float(density)) for pattern, density in items)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"allocation is {table!r}; it must be one of {', '.join(ALLOCATIONS)} or a table of "
+            "path patterns and densities."
+        ) from None
     if not pairs:
         raise ValueError("allocation is an empty table; name at least one layer.")
     for pattern, density in pairs:

@@ -9,8 +9,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from prunejax import trees
+from prunejax.classifier import Network
 
 Params = Any
 Batch = Any
@@ -28,7 +30,7 @@ class Evidence(NamedTuple):
         where there is no `loss`.
       network: `(variables, images) -> logits` in evaluation mode, hashable, such as a `Network`.
       variables: the network's other variables, as in `{"batch_stats": ...}`; where None, `network`
-        takes the parameters alone.
+        takes the parameters alone, unless it is a `Network`.
       input_shape: of one input, without batch axis.
       norms: path of a weight -> path of the scale of the normalisation that follows it.
       scores: learned scores, of params' structure.
@@ -49,6 +51,40 @@ class Evidence(NamedTuple):
     def weights(self, params: Params) -> tuple[str, ...]:
         """The paths to be scored."""
         return trees.prunable(params) if self.paths is None else self.paths
+
+    def variables_of(self, params: Params) -> dict[str, Any]:
+        """All the variables of `apply_fn`: these parameters and the others."""
+        return {**(self.variables or {}), "params": params}
+
+    def like(self, field: str, params: Params) -> Any:
+        """The field `grads` or `scores`, once it is known to have the structure of the parameters.
+
+        Raises:
+          ValueError: it has other leaves, or one that does not broadcast against its weight.
+        """
+        tree = getattr(self, field)
+        trees.require_like(f"evidence.{field}", tree, params)
+        return tree
+
+    @property
+    def apply_fn(self) -> Callable[[Any, jax.Array], jax.Array]:
+        """The network as a function of `variables_of(params)` and images, hashable."""
+        takes_variables = self.variables is not None or isinstance(self.network, Network)
+        return self.network if takes_variables else OfParams(self.network)
+
+
+@dataclasses.dataclass(frozen=True)
+class OfParams:
+    """A function of parameters and images as one of variables and images; hashed by value.
+
+    Attributes:
+      function: `(params, images) -> logits`, hashable.
+    """
+
+    function: Callable[[Params, jax.Array], jax.Array]
+
+    def __call__(self, variables: Any, images: jax.Array) -> jax.Array:
+        return self.function(variables["params"], images)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +128,11 @@ class Criterion:
                 f"criterion {self.name!r} needs {' and '.join(fields)}; "
                 f"pass evidence=Evidence({listed})."
             )
+
+
+def widened(x: jax.Array) -> jax.Array:
+    """At least float32: squares and products of half-precision weights vanish below 1e-8."""
+    return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
 
 
 _FIELDS = {"gradient": ("loss", "batches")}

@@ -25,9 +25,19 @@ import jax
 import jax.numpy as jnp
 
 from prunejax import names
+from prunejax.pruning.evidence import widened
 
 Reduction = Callable[[jax.Array, tuple[int, ...]], jax.Array]
 _CONVOLUTIONS = (3, 4, 5)
+
+
+def ordered(scores: jax.Array) -> jax.Array:
+    """Scores as float32 with the lowest finite number for NaN, which compares with nothing.
+
+    So what is not a number goes first, but only after what is gone already.
+    """
+    scores = scores.astype(jnp.float32)
+    return jnp.where(jnp.isnan(scores), jnp.finfo(jnp.float32).min, scores)
 
 
 def _mean(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
@@ -95,8 +105,9 @@ class Granularity:
         reduction: Reduction,
         finish: Callable[[jax.Array], jax.Array],
     ) -> jax.Array:
-        """Scores of the units, -inf for those that are gone already."""
-        units = finish(self.reduce(jnp.broadcast_to(weight_scores, shape), reduction))
+        """Scores of the units in float32: -inf for those that are gone, NaN next to them."""
+        of_weights = jnp.broadcast_to(widened(weight_scores), shape)
+        units = ordered(finish(self.reduce(of_weights, reduction)))
         return jnp.where(self.alive(kept, shape), units, -jnp.inf)
 
     def unit_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -194,7 +205,7 @@ class OfEach(Granularity):
 
     def scores(self, weight_scores, kept, shape, reduction, finish):
         kept = jnp.broadcast_to(kept, shape)
-        scores = finish(jnp.broadcast_to(weight_scores, shape))
+        scores = ordered(finish(jnp.broadcast_to(widened(weight_scores), shape)))
         grouped = jnp.where(kept, scores, -jnp.inf)
         grouped = grouped.reshape(*shape[:-2], -1, self.group, shape[-1])
         # The argsort of an argsort is the rank; stable, so that ties go by index.
@@ -221,6 +232,8 @@ def create(name: str) -> Granularity:
     Raises:
       ValueError: an unknown name, or numbers that make no sense, such as N > M.
     """
+    if not isinstance(name, str):
+        raise names.unknown("granularity", name, [*GRANULARITIES, "2:4", "block4x4"])
     if name in GRANULARITIES:
         return GRANULARITIES[name]
     if match := re.fullmatch(r"(\d+):(\d+)", name):

@@ -38,7 +38,9 @@ class MaskedState(NamedTuple):
     inner: optax.OptState
 
 
-def masked(inner: optax.GradientTransformation, mask: Mask) -> optax.GradientTransformation:
+def masked(
+    inner: optax.GradientTransformation, mask: Mask
+) -> optax.GradientTransformationExtraArgs:
     """`inner` with the weights and moments outside `mask` held at zero.
 
     Args:
@@ -50,11 +52,11 @@ def masked(inner: optax.GradientTransformation, mask: Mask) -> optax.GradientTra
         masks.validate(params, mask)
         return MaskedState(jnp.zeros((), jnp.int32), mask, inner.init(params))
 
-    def update(grads, state, params=None):
-        updates, inner_state = _masked_update(inner, grads, state.inner, params, state.mask)
+    def update(grads, state, params=None, **extra):
+        updates, inner_state = _masked_update(inner, grads, state.inner, params, state.mask, extra)
         return updates, MaskedState(state.step + 1, state.mask, inner_state)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def optimizer(
@@ -65,7 +67,7 @@ def optimizer(
     *,
     nested: bool = True,
     evidence: Evidence | None = None,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """`inner`, pruning as the schedule says and holding what is pruned, and its moments, at zero.
 
     The mask changes after the update of a scheduled step, from the weights as that update left
@@ -122,7 +124,7 @@ def changing(
     start: Callable[[Params], Mask],
     is_due: Callable[[jax.Array], jax.Array],
     change: Callable[[jax.Array, Params, Params, Mask], Mask],
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """`inner` under a mask that changes after the update of some steps.
 
     What the new mask keeps has its update; what it removes goes to zero with its moments; what it
@@ -139,8 +141,8 @@ def changing(
     def init(params):
         return MaskedState(jnp.zeros((), jnp.int32), start(params), inner.init(params))
 
-    def update(grads, state, params=None):
-        updates, inner_state = _masked_update(inner, grads, state.inner, params, state.mask)
+    def update(grads, state, params=None, **extra):
+        updates, inner_state = _masked_update(inner, grads, state.inner, params, state.mask, extra)
 
         def changed():
             return change(state.step, optax.apply_updates(params, updates), grads, state.mask)
@@ -151,7 +153,7 @@ def changing(
             MaskedState(state.step + 1, mask, _mask_moments(inner, inner_state, mask)),
         )
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def mask_of(state: optax.OptState) -> Mask | None:
@@ -161,10 +163,12 @@ def mask_of(state: optax.OptState) -> Mask | None:
     return found[0].mask if found else None
 
 
-def _masked_update(inner, grads, inner_state, params, mask):
+def _masked_update(inner, grads, inner_state, params, mask, extra):
     if params is None:
         raise ValueError("params is None; pruning needs optimizer.update(grads, state, params).")
-    updates, inner_state = inner.update(masks.apply(grads, mask), inner_state, params)
+    # What the step brings beside the gradient, such as its loss, is for the inner optimiser.
+    inner = optax.with_extra_args_support(inner)
+    updates, inner_state = inner.update(masks.apply(grads, mask), inner_state, params, **extra)
     return _zeroing(updates, params, mask), _mask_moments(inner, inner_state, mask)
 
 

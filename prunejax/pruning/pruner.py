@@ -1,6 +1,7 @@
 """Criterion x granularity x allocation: from parameters and a sparsity to a mask."""
 
 import dataclasses
+import fnmatch
 import functools
 import math
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from prunejax import masks, names, trees
-from prunejax.pruning import allocation, granularity, selection
+from prunejax.pruning import allocation, granularity, schedules, selection
 from prunejax.pruning.allocation import Layer, Table
 from prunejax.pruning.criteria import CRITERIA
 from prunejax.pruning.evidence import Criterion, Evidence
@@ -30,9 +31,10 @@ class Pruner:
         as in "block4x4".
       allocation: how many units each layer loses, a key of `ALLOCATIONS`, or a table of densities
         by path pattern, see `allocation.from_table`; the first pattern that matches counts.
-      include: shell patterns of the paths that may be pruned. Weights that have no such units, such
-        as dense layers for "filter", are left untouched, unless a path is written out here.
-      exclude: shell patterns of the paths that may not.
+      include: shell patterns of the paths that may be pruned, or one. Weights that have no such
+        units, such as dense layers for "filter", are left untouched; a pattern or a path that is
+        matched by such weights alone is an error.
+      exclude: shell patterns of the paths that may not, or one.
       aggregate: how scores of weights become a unit's, a key of `AGGREGATES`; None is the
         criterion's own, mostly "mean".
       guard: keep at least one unit of each layer; the total stays exact as far as units are left.
@@ -42,8 +44,8 @@ class Pruner:
     criterion: str | Criterion = "magnitude"
     granularity: str = "weight"
     allocation: str | Mapping[str, float] | Table = "uniform"
-    include: Sequence[str] = ("*",)
-    exclude: Sequence[str] = ()
+    include: str | Sequence[str] = ("*",)
+    exclude: str | Sequence[str] = ()
     aggregate: str | None = None
     guard: bool = True
 
@@ -61,25 +63,28 @@ class Pruner:
                 f"granularity {self.granularity!r} gives all layers one density; "
                 f"allocation must be 'uniform', not {self.allocation!r}."
             )
-        object.__setattr__(self, "include", tuple(self.include))
-        object.__setattr__(self, "exclude", tuple(self.exclude))
+        object.__setattr__(self, "include", trees.patterns(self.include))
+        object.__setattr__(self, "exclude", trees.patterns(self.exclude))
 
     def paths(self, params: Params) -> tuple[str, ...]:
         """The leaves this pruner removes units of.
 
         Raises:
-          ValueError: a pattern that matches no weight, weights of which none has such units, or one
-            that has not although it should.
+          ValueError: a pattern that matches no weight, or none that has such units.
         """
         shapes = {path: jnp.shape(leaf) for path, leaf in trees.flatten(params).items()}
         units = granularity.create(self.granularity)
         candidates = trees.prunable(params, self.include, self.exclude)
         misfits = {path: units.misfit(shapes[path]) for path in candidates}
-        for path in candidates:
-            if misfits[path] and (path in self.include or not any(map(_fits, misfits.values()))):
+        for pattern in self.include:
+            matched = [path for path in candidates if fnmatch.fnmatchcase(path, pattern)]
+            if matched and all(misfits[path] for path in matched):
+                path = matched[0]
+                which = f" ({pattern!r} in include matches only such)" if pattern != path else ""
                 raise ValueError(
-                    f"granularity is {self.granularity!r}, but {path!r} {misfits[path]}."
+                    f"granularity is {self.granularity!r}, but {path!r} {misfits[path]}{which}."
                 )
+        for path in candidates:
             if not misfits[path]:
                 units.require(path, shapes[path])
         return tuple(path for path in candidates if not misfits[path])
@@ -126,15 +131,19 @@ class Pruner:
         The criterion sees the parameters under the mask `current`.
 
         Raises:
-          ValueError: the criterion needs evidence that is not there.
+          ValueError: the criterion needs evidence that is not there, or `current` or the scores
+            have not the structure of `params`.
         """
         self.check(evidence)
+        masks.validate(params, current)
         criterion = _criterion(self.criterion)
         units = granularity.create(self.granularity)
         paths, kept = self.paths(params), trees.flatten(current)
         evidence = evidence._replace(paths=paths)
-        scores = trees.flatten(criterion.score(masks.apply(params, current), evidence))
         leaves = trees.flatten(params)
+        scores = criterion.score(masks.apply(params, current), evidence)
+        trees.require_like(f"the scores of criterion {criterion.name!r}", scores, params)
+        scores = trees.flatten(scores)
         of_units = functools.partial(
             units.scores,
             reduction=granularity.AGGREGATES[self.aggregate or criterion.aggregate],
@@ -192,10 +201,10 @@ def prune(
 
     Raises:
       ValueError: a sparsity outside [0, 1) or that the pruner cannot have, a pattern that matches
-        no weight, a granularity that a weight cannot have, missing evidence.
+        no weight, a granularity that a weight cannot have, missing evidence, a mask `current`
+        that does not fit.
     """
-    if not 0 <= sparsity < 1:
-        raise ValueError(f"sparsity is {sparsity}; it must lie in [0, 1).")
+    schedules.checked(sparsity)
     pruner = Pruner() if pruner is None else pruner
     evidence = _with_key(evidence, key)
     current = pruner.initial(params) if current is None else current
@@ -238,10 +247,6 @@ def _with_key(evidence: Evidence | None, key: jax.Array | None) -> Evidence:
     if key is None:
         key = jax.random.key(0) if evidence.key is None else evidence.key
     return evidence._replace(key=key)
-
-
-def _fits(misfit: str | None) -> bool:
-    return misfit is None
 
 
 def _guarded(scores: jax.Array) -> jax.Array:

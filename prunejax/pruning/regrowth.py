@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from prunejax import masks, names, trees
-from prunejax.pruning import granularity, selection
+from prunejax.pruning import granularity, schedules, selection
 from prunejax.pruning.evidence import Evidence
 from prunejax.pruning.optimizer import changing
 from prunejax.pruning.pruner import Pruner
@@ -36,7 +36,8 @@ def regrowing(
     grow: str = "gradient",
     mask: Mask | None = None,
     key: jax.Array | None = None,
-) -> optax.GradientTransformation:
+    evidence: Evidence | None = None,
+) -> optax.GradientTransformationExtraArgs:
     """`inner` on a sparse network that drops its worst units and grows as many others.
 
     After the update of every `frequency`-th step t, 0 < t < end, each layer that keeps k units
@@ -60,6 +61,8 @@ def regrowing(
       grow: "gradient" or "random".
       mask: to start from; at random by default, as `pruner` allocates it.
       key: for what is drawn at random.
+      evidence: data, objective and network, for criteria that need them; what grows is told by the
+        gradient of the step all the same.
 
     Raises:
       ValueError: a value out of its range, an unknown `grow`, missing evidence, or the granularity
@@ -68,8 +71,7 @@ def regrowing(
     for name, value in (("drop", drop), ("final_drop", final_drop)):
         if not 0 <= value <= 1:
             raise ValueError(f"{name} is {value}; it must lie in [0, 1].")
-    if not 0 <= sparsity < 1:
-        raise ValueError(f"sparsity is {sparsity}; it must lie in [0, 1).")
+    schedules.checked(sparsity)
     if frequency < 1 or end < 1:
         raise ValueError(
             f"frequency is {frequency} and end is {end}; both must be at least 1 step."
@@ -82,7 +84,8 @@ def regrowing(
             f"granularity is {pruner.granularity!r}; regrowth would break its groups, take another."
         )
     key = jax.random.key(0) if key is None else key
-    pruner.check(Evidence(key=key, grads=()))
+    evidence = Evidence() if evidence is None else evidence
+    pruner.check(evidence._replace(key=key, grads=()))
     grown = dataclasses.replace(pruner, criterion=grow)
 
     def start(params):
@@ -104,7 +107,7 @@ def regrowing(
     def change(step, params, grads, mask):
         share = final_drop + (drop - final_drop) * (1 + jnp.cos(math.pi * step / end)) / 2
         drop_key, grow_key = jax.random.split(jax.random.fold_in(key, step))
-        scores = pruner.scores(params, mask, Evidence(key=drop_key, grads=grads))
+        scores = pruner.scores(params, mask, evidence._replace(key=drop_key, grads=grads))
         growth = grown.scores(params, masks.dense(params), Evidence(key=grow_key, grads=grads))
         kept, leaves = trees.flatten(mask), trees.flatten(params)
         for path, of_units in scores.items():

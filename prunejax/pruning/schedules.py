@@ -13,7 +13,7 @@ Schedule = Sequence[tuple[int, float]]
 
 def one_shot(sparsity: float, step: int = 0) -> Schedule:
     """Everything at once, at `step`."""
-    return [(step, _checked(sparsity))]
+    return [(step, checked(sparsity))]
 
 
 def cubic(
@@ -35,7 +35,7 @@ def cubic(
       ValueError: a sparsity outside [0, 1) or below `initial`, an end before the begin, a
         frequency below 1.
     """
-    _checked(sparsity), _checked(initial)
+    checked(sparsity), checked(initial)
     if initial > sparsity:
         raise ValueError(
             f"initial is {initial}; masks are nested, so at most {sparsity} is possible."
@@ -65,7 +65,7 @@ def constant_rate(sparsity: float, *, begin: int = 0, end: int, frequency: int =
     Raises:
       ValueError: as for `cubic`.
     """
-    _checked(sparsity)
+    checked(sparsity)
     steps = [*_steps(begin, end, frequency), end]
     shares = [i / len(steps) for i in range(1, len(steps))]
     sparsities = [1 - (1 - sparsity) ** share for share in shares]
@@ -113,7 +113,7 @@ def alternating(
     Raises:
       ValueError: a sparsity outside [0, 1), an end before the begin, a phase below 1 step.
     """
-    _checked(sparsity)
+    checked(sparsity)
     dense = sparse if dense is None else dense
     if sparse < 1 or dense < 1:
         raise ValueError(f"sparse is {sparse} and dense is {dense}; each needs 1 step or more.")
@@ -153,7 +153,12 @@ def _steps(begin: int, end: int, frequency: int) -> range:
     return range(begin, end, frequency)
 
 
-def _checked(sparsity: float) -> float:
-    if not 0 <= sparsity < 1:
-        raise ValueError(f"sparsity is {sparsity}; it must lie in [0, 1).")
+def checked(sparsity: float) -> float:
+    """The sparsity.
+
+    Raises:
+      ValueError: it is no number in [0, 1).
+    """
+    if isinstance(sparsity, str) or not 0 <= sparsity < 1:
+        raise ValueError(f"sparsity is {sparsity!r}; it must be a number in [0, 1).")
     return sparsity

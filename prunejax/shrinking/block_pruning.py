@@ -132,7 +132,9 @@ def _checked(classifier, image_shape, pruner, evidence, batch_size) -> Evidence:
     evidence = Evidence() if evidence is None else evidence
     key = jax.random.key(0) if evidence.key is None else evidence.key
     network, variables = classifier.apply_fn, classifier.variables
-    evidence = evidence._replace(key=key, network=network, variables=variables)
+    evidence = evidence._replace(
+        key=key, network=network, variables=variables, input_shape=tuple(image_shape)
+    )
     pruner.check(evidence)
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1.")

@@ -13,9 +13,12 @@ from prunejax.pruning import selection
 from prunejax.pruning.evidence import Evidence
 from prunejax.pruning.pruner import Pruner
 from prunejax.shrinking import shrink, structure
+from prunejax.shrinking.coupling import OUTPUTS
 from prunejax.shrinking.structure import Structure
 
 ALLOCATIONS = ("uniform", "global")
+# The units of a weight with one position on an axis, by axis: (of rank 2, of higher ranks).
+UNITS = {-1: ("column", "filter"), -2: ("row", "channel")}
 
 
 def channel_mask(
@@ -25,6 +28,7 @@ def channel_mask(
     pruner: Pruner | None = None,
     *,
     evidence: Evidence | None = None,
+    multiple: int = 1,
 ) -> Any:
     """A mask of whole channels, coupled ones together, ready for `shrink`.
 
@@ -40,59 +44,103 @@ def channel_mask(
         "uniform" removes `round(sparsity n)` of the n channels of each group, "global" of all
         together by one threshold. Its guard keeps a channel of each group.
       evidence: for criteria that need more than the weights.
+      multiple: what each group keeps is rounded up to a multiple of this, or left whole: the best
+        of those that would go stay. (`shrink` keeps zeros, which training does not revive.)
 
     Returns:
       A mask of the parameters that is carried through everything a channel touches.
 
     Raises:
-      ValueError: a sparsity outside [0, 1), an allocation of another kind, a pattern without a
-        match, or evidence that the criterion lacks.
+      ValueError: a sparsity outside [0, 1), an allocation of another kind, a multiple below 1, a
+        pattern without a match, evidence that the criterion lacks, no channel that could be
+        removed, or a weight whose outputs are on neither of its last two axes.
     """
     pruner = Pruner() if pruner is None else pruner
     if not 0 <= sparsity < 1:
         raise ValueError(f"sparsity is {sparsity}; it must lie in [0, 1).")
+    shrink.require_multiple(multiple)
     names.lookup("allocation of channels", pruner.allocation, dict.fromkeys(ALLOCATIONS))
     params = variables["params"]
     score = channel_scores(traced, params, pruner, evidence)
     allowed = trees.prunable(params, pruner.include, pruner.exclude)
     groups = [group for group in shrink.groups(traced) if _is_allowed(traced, group, allowed)]
+    if not groups:
+        if sparsity:
+            raise ValueError(f"no channels can be removed: {_why_none(traced, pruner, allowed)}.")
+        return masks.dense(params)
     together = groups if pruner.allocation == "uniform" else [np.concatenate(groups)]
     kept = np.ones(traced.number, bool)
-    best = [group[np.argmax(score[group])] for group in groups] if pruner.guard else []
+    best_first = [_best_first(group, score) for group in groups]
+    best = [group[0] for group in best_first] if pruner.guard else []
     for group in together:
         ranked = np.where(np.isin(group, best), np.inf, score[group])
         number = min(round(sparsity * len(group)), int(np.isfinite(ranked).sum()))
         keep = selection.keep_all_but_lowest(jnp.asarray(ranked, jnp.float32), number)
         kept[group[~np.asarray(keep)]] = False
+    for group in best_first:
+        kept[shrink.to_bring_back(group, kept[group], multiple)] = True
     return structure.carry(traced, kept, variables)["params"]
 
 
 def channel_scores(
     traced: Structure, params: Any, pruner: Pruner, evidence: Evidence | None = None
 ) -> np.ndarray:
-    """`[channels]`: the mean score of each channel's makers; 0 where none is scored."""
-    total, makers = np.zeros(traced.number), np.zeros(traced.number)
-    for path, scores in unit_scores(params, pruner, evidence).items():
-        channels = traced.along(f"params/{path}")[-1]  # outputs come last, in filters and columns
-        np.add.at(total, channels, scores.ravel())
-        np.add.at(makers, channels, 1)
-    return total / np.maximum(makers, 1)
+    """`[channels]`: the mean score of each channel's makers; 0 where none is scored.
+
+    Args and errors as in `channel_mask`.
+    """
+    allowed = trees.prunable(params, pruner.include, pruner.exclude)
+    makers = {axis: [] for axis in UNITS}
+    for path in allowed:
+        for axis in _made_axes(traced, path):
+            makers[axis].append(path)
+    total, number = np.zeros(traced.number), np.zeros(traced.number)
+    for axis, paths in makers.items():
+        own = dataclasses.replace(pruner, include=paths, exclude=())
+        for path, scores in unit_scores(params, own, evidence, axis).items():
+            channels = traced.along(f"params/{path}")[axis]
+            np.add.at(total, channels, scores.ravel())
+            np.add.at(number, channels, 1)
+    return total / np.maximum(number, 1)
+
+
+def _made_axes(traced: Structure, path: str) -> list[int]:
+    """The axes of a weight, counted from its last, along which it makes channels."""
+    labels = traced.channels.labels[traced.variables[f"params/{path}"]]
+    removable, found = traced.removable(), []
+    for axis, own in enumerate(labels, start=-len(labels)):
+        made = traced.channels.made[own]
+        # The last one also where it is kept: a criterion may look at all layers together.
+        if not made.any() or (axis < -1 and not removable[traced.channels.channel[own]].any()):
+            continue
+        if axis not in UNITS:
+            raise ValueError(
+                f"the channels of {path!r} are on its axis {axis + len(labels)} of {len(labels)}; "
+                "only those on one of the last two axes can be scored. Exclude it."
+            )
+        found.append(axis)
+    return found
 
 
 def unit_scores(
-    params: Any, pruner: Pruner, evidence: Evidence | None = None
+    params: Any, pruner: Pruner, evidence: Evidence | None = None, axis: int = -1
 ) -> dict[str, np.ndarray]:
-    """Of filters and columns, by path; their shapes broadcast against the weights.
+    """What each position on an axis of a weight is worth: of each filter or column by default.
 
-    Args and errors as in `channel_mask`.
+    Args and errors as in `channel_mask`, and
+      axis: -1, or -2.
+
+    Returns:
+      Scores by path; their shapes broadcast against the weights.
     """
     evidence = Evidence(key=jax.random.key(0)) if evidence is None else evidence
     ranks = {path: jnp.ndim(leaf) for path, leaf in trees.flatten(params).items()}
     allowed = trees.prunable(params, pruner.include, pruner.exclude)
     scores = {}
+    dense, convolution = UNITS[axis]
     for granularity, fits in (
-        ("filter", lambda rank: rank > 2),
-        ("column", lambda rank: rank == 2),
+        (convolution, lambda rank: rank > 2),
+        (dense, lambda rank: rank == 2),
     ):
         paths = [path for path in allowed if fits(ranks[path])]
         if paths:
@@ -101,6 +149,33 @@ def unit_scores(
             )
             scores |= own.scores(params, masks.dense(params), evidence)
     return {path: np.asarray(leaf) for path, leaf in scores.items()}
+
+
+def _best_first(group: np.ndarray, score: np.ndarray) -> np.ndarray:
+    """Of equal ones the last to go comes first."""
+    return group[np.argsort(score[group], kind="stable")[::-1]]
+
+
+def _why_none(traced: Structure, pruner: Pruner, allowed: Sequence[str]) -> str:
+    """One reason for which no group of channels may lose any."""
+    for group in shrink.groups(traced):
+        paths = shrink.makers(traced, group)
+        left_alone = next(path for path in paths if path not in allowed)
+        return (
+            f"pruner leaves {left_alone!r} alone (include is {pruner.include}, exclude "
+            f"{pruner.exclude})"
+        )
+    reasons = {
+        path: traced.channels.fixed[int(channels[made][0])]
+        for path, variable in traced.variables.items()
+        for own, channels in zip(traced.channels.labels[variable], traced.along(path), strict=True)
+        if (made := traced.channels.made[own]).any()
+    }
+    if not reasons:
+        return "the network has no layer that makes any"
+    # Of the last layer it is known.
+    path = next((path for path in reasons if reasons[path] != OUTPUTS), next(iter(reasons)))
+    return f"those that {path.removeprefix('params/')!r} makes must stay, {reasons[path]}"
 
 
 def _is_allowed(traced: Structure, group: np.ndarray, allowed: Sequence[str]) -> bool:

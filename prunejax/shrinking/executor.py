@@ -9,7 +9,7 @@ import numpy as np
 from jax.extend import core
 
 from prunejax import jaxprs
-from prunejax.shrinking.coupling import Channels, Labels
+from prunejax.shrinking.labels import Channels, Labels
 
 
 def run(
@@ -147,7 +147,9 @@ class _Runner:
         if not jnp.ndim(x):
             return x
         for axis, (own, wanted) in enumerate(zip(self.labels(atom), self.labels(out), strict=True)):
-            if own is None and wanted is not None and not self.left(wanted).all():
+            if own is not None or wanted is None or x.shape[axis] != len(wanted):
+                continue  # also where a single number meets them all
+            if not self.left(wanted).all():
                 x = jnp.take(x, np.flatnonzero(self.left(wanted)), axis=axis)
         return x
 
@@ -190,6 +192,16 @@ def _slice(runner, eqn):
     return {"start_indices": tuple(starts), "limit_indices": tuple(limits)}
 
 
+def _gather(runner, eqn):
+    operand, sizes = eqn.invars[0], list(eqn.params["slice_sizes"])
+    for axis, (labels, whole) in enumerate(
+        zip(runner.labels(operand), operand.aval.shape, strict=True)
+    ):
+        if sizes[axis] == whole:  # else none of its positions is gone
+            sizes[axis] = runner.count(labels, whole)
+    return {"slice_sizes": tuple(sizes)}
+
+
 def _split(runner, eqn):
     axis = eqn.params["axis"]
     return {"sizes": tuple(runner.shape(out)[axis] for out in eqn.outvars)}
@@ -210,6 +222,7 @@ PARAMETERS = {
     "broadcast_in_dim": _broadcast,
     "conv_general_dilated": _convolution,
     "slice": _slice,
+    "gather": _gather,
     "split": _split,
     "pad": _pad,
 }

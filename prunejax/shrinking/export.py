@@ -49,7 +49,8 @@ def export(
       image_shape: of one image, `(H, W, C)`.
       path_prefix: of the files; its folder must exist.
       batch: a name for any number of images, or a number of images for a network that does not
-        run on an unknown one.
+        run on an unknown one: one whose module says `len(x)` where `x.shape[0]` would do, say, or
+        asks whether there are more than four. What was made smaller is no different.
       platforms: where the program is to run.
 
     Raises:

@@ -60,7 +60,7 @@ def iterate(
         if trees.size(smaller.params) == trees.size(classifier.params):
             raise ValueError(
                 f"remove takes nothing away in round {number}, at a cost of {now:g} with at most "
-                f"{at_most:g} wanted; remove a larger share a round."
+                f"{at_most:g} wanted; remove a larger share a round, or round up to less."
             )
         classifier = finetune(smaller, number)
         now = cost(classifier)

@@ -24,15 +24,16 @@ def shrink(
     image_shape: tuple[int, ...],
     *,
     multiple: int = 1,
+    carry: bool = False,
     check: bool = True,
 ) -> Classifier:
     """The same network without the channels that the mask removes: smaller arrays, less work.
 
     A channel is removed where the mask removes every filter that makes it (where branches are
     added, those of all branches), or every weight that reads it. It goes with its bias, its
-    normalisation and the inputs of the layers behind; `carried(classifier, mask, image_shape)` is
-    the mask of all that, and the smaller network computes exactly what that masked network does.
-    Weights that the mask removes singly stay as zeros.
+    normalisation and the inputs of the layers behind. The smaller network computes what the masked
+    one does: what goes must be zero, as it is where the mask is one of `channel_mask`, which covers
+    all that belongs to a channel. Weights that the mask removes singly stay as zeros.
 
     Args:
       classifier: the network, its variables with the entry "params".
@@ -40,6 +41,9 @@ def shrink(
       image_shape: of one image.
       multiple: counts of channels are rounded up to a multiple of this, or left whole, by keeping
         some of those that are zero.
+      carry: for masks of filters alone: what belongs to a removed channel may be other than zero,
+        its bias or the shift of its normalisation, and is removed too. The smaller network then
+        computes what the network under the mask `carried(classifier, mask, image_shape)` does.
       check: compare the outputs of both networks on random images.
 
     Returns:
@@ -48,20 +52,26 @@ def shrink(
 
     Raises:
       ValueError: a mask of another structure, a filter that cannot be removed or that is its
-        layer's last, a multiple below 1.
+        layer's last, a multiple below 1, images that the network does not take, or, where `check`
+        finds it, a smaller network that computes something else.
     """
-    if multiple < 1:
-        raise ValueError(f"multiple is {multiple}; at least 1 is needed.")
+    require_multiple(multiple)
     traced = structure.of(classifier.apply_fn, classifier.variables, image_shape)
     kept = kept_channels(traced, classifier.params, mask)
-    carried = structure.carry(traced, kept, classifier.variables)["params"]
-    masked = classifier.with_params(masks.apply(classifier.params, masks.intersect(mask, carried)))
+    whole = structure.carry(traced, kept, classifier.variables)["params"]
+    whole = masks.intersect(mask, whole)
+    left_over = None
+    if carry:
+        mask = whole
+    elif masks.kept(classifier.params, whole) != masks.kept(classifier.params, mask):
+        left_over = _left_over(traced, kept, classifier.params, mask)
+    masked = classifier.with_params(masks.apply(classifier.params, mask))
     for group in groups(traced):
-        kept[_to_bring_back(group, kept[group], multiple)] = True
+        kept[to_bring_back(group, kept[group], multiple)] = True
     variables = structure.without(traced, kept, masked.variables)
     small = Classifier(variables, _smaller(classifier, variables, traced, kept))
     if check:
-        _compare(masked, small, image_shape)
+        _compare(masked, small, image_shape, left_over)
     return small
 
 
@@ -132,8 +142,28 @@ def _gone(traced: Structure, alive: np.ndarray) -> np.ndarray:
         left = np.bincount(traced.channels.channel[role & alive], minlength=traced.number)
         return (there > 0) & (left == 0)
 
-    gone = all_of(traced.channels.made) | all_of(traced.channels.read)
-    return gone & traced.removable()
+    read_by_others = np.zeros(traced.number, bool)
+    read_by_others[traced.channels.channel[traced.channels.contracted]] = True
+    unread = all_of(traced.channels.read) & ~read_by_others
+    return (all_of(traced.channels.made) | unread) & traced.removable()
+
+
+def _left_over(traced: Structure, kept: np.ndarray, params: Any, mask: Any) -> str:
+    """What may be other than zero of the channels that are removed, as words.
+
+    The first path of which the mask leaves more than zeros that belong to them, if there is one.
+    Biases and normalisations: the layers that make or read them are told by `kept` itself.
+    """
+    leaves = trees.flatten(mask)
+    layers = traced.channels.made | traced.channels.read
+    for path, value in trees.flatten(params).items():
+        for axis, own in enumerate(traced.channels.labels[traced.variables[f"params/{path}"]]):
+            gone = ~layers[own] & ~kept[traced.channels.channel[own]]
+            if gone.any():
+                left = np.asarray(leaves[path]) & (np.asarray(value) != 0)
+                if (_left_along(left, left.ndim)[axis] & gone).any():
+                    return f"what is not zero of {path!r}, which belongs to them"
+    return "what becomes of their zeros, such as sigmoid(0)"
 
 
 def _left_along(leaf: Any, ndim: int) -> list[np.ndarray]:
@@ -151,7 +181,13 @@ def _refuse_fixed(traced: Structure, path: str, axis: int, labels: np.ndarray) -
             )
 
 
-def _to_bring_back(group: np.ndarray, kept: np.ndarray, multiple: int) -> np.ndarray:
+def require_multiple(multiple: int) -> None:
+    """Raises a ValueError for a number that no count of channels is a multiple of."""
+    if multiple < 1:
+        raise ValueError(f"multiple is {multiple}; at least 1 is needed.")
+
+
+def to_bring_back(group: np.ndarray, kept: np.ndarray, multiple: int) -> np.ndarray:
     """Some of the group's removed channels, so that a multiple is left; the first ones."""
     wanted = min(-(-int(kept.sum()) // multiple) * multiple, len(group))
     return group[~kept][: wanted - int(kept.sum())]
@@ -188,18 +224,27 @@ def _fits(network: Network, variables: Any, images: Any) -> bool:
     return shapes[0] == shapes[1]
 
 
-def _compare(masked: Classifier, small: Classifier, image_shape: tuple[int, ...]) -> None:
+def _compare(
+    masked: Classifier, small: Classifier, image_shape: tuple[int, ...], left_over: str | None
+) -> None:
     images = jax.random.uniform(jax.random.key(0), (2, *image_shape))
     run = jax.jit(lambda classifier, images: classifier(images))
     with jax.default_matmul_precision("highest"):
         expected, found = run(masked, images), run(small, images)
     error = float(jnp.max(jnp.abs(expected - found)))
-    if not error <= TOLERANCE * max(float(jnp.max(jnp.abs(expected))), 1.0):
+    if error <= TOLERANCE * max(float(jnp.max(jnp.abs(expected))), 1.0):
+        return
+    if left_over is not None:
         raise ValueError(
-            f"classifier without the masked channels differs by {error:.2g} from the masked one: "
-            "it does something to its channels that was not understood. Exclude the layers in "
-            "doubt from pruning."
+            f"mask removes channels and keeps {left_over}: the network without them differs by "
+            f"{error:.2g} from the masked one. Pass carry=True to remove all that belongs to a "
+            "channel with it, or let the mask cover it, as `carried` does."
         )
+    raise ValueError(
+        f"classifier without the masked channels differs by {error:.2g} from the masked one: it "
+        "does something to its channels that was not understood. Exclude the layers in doubt from "
+        "pruning."
+    )
 
 
 def remove_blocks(

@@ -1,6 +1,7 @@
 """A network without some of its channels, as a network."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -38,9 +39,14 @@ class Shrunk:
         """Logits `[B, C]` in evaluation mode, from images `[B, ...]` in [0, 1]."""
         return self._run(self.network, variables, images)
 
-    def train(self, variables: Any, images: jax.Array) -> tuple[jax.Array, Any]:
-        """Logits in training mode, and the collections that it moved."""
-        return self._run(self.network.train, variables, images)
+    def train(
+        self, variables: Any, images: jax.Array, key: jax.Array | None = None
+    ) -> tuple[jax.Array, Any]:
+        """Logits in training mode, and the collections that it moved; `key` is the network's."""
+        train = self.network.train
+        if key is not None:
+            train = functools.partial(train, key=key)
+        return self._run(train, variables, images)
 
     def _run(self, function, variables, images):
         traced = structure.trace(function, self.shapes, shape_of(images))

@@ -11,6 +11,7 @@ from jax.extend import core
 
 from prunejax import jaxprs, trees
 from prunejax.shrinking import coupling
+from prunejax.shrinking.labels import Channels
 
 Variables = Any
 Shapes = Any
@@ -29,7 +30,7 @@ class Structure(NamedTuple):
     program: jaxprs.Flat
     variables: Mapping[str, core.Var]
     images: core.Var
-    channels: coupling.Channels
+    channels: Channels
 
     @property
     def number(self) -> int:
@@ -67,13 +68,33 @@ def trace(
     return Structure(program, by_path, last, coupling.channels(program, inputs))
 
 
-def of(apply_fn: Callable[..., Any], variables: Variables, image_shape: tuple[int, ...]):
+def of(
+    apply_fn: Callable[..., Any], variables: Variables, image_shape: tuple[int, ...]
+) -> Structure:
     """The structure of a network on images `[H, W, C]` or vectors `[d]`.
 
     Example:
       structure = shrinking.structure.of(classifier.apply_fn, classifier.variables, (32, 32, 3))
+
+    Raises:
+      ValueError: the network does not take such images.
     """
-    return trace(apply_fn, variables, jax.ShapeDtypeStruct((2, *image_shape), jnp.float32))
+    images = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
+    try:
+        return trace(apply_fn, variables, images)
+    except Exception as error:
+        _require_images(apply_fn, variables, images, error)
+        raise
+
+
+def _require_images(apply_fn, variables, images, error) -> None:
+    """Raises a ValueError where the network itself is what failed, not the search for channels."""
+    try:
+        jax.eval_shape(apply_fn, shapes_of(variables), images)
+    except Exception:
+        raise ValueError(
+            f"image_shape is {images.shape[1:]}, and the network does not take such images: {error}"
+        ) from error
 
 
 def shapes_of(variables: Variables) -> Shapes:

@@ -1,7 +1,10 @@
 """What criteria may look at while a network is trained: its objective and some of its examples."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
+import optax
 
 from prunejax.classifier import Network, Variables
 from prunejax.pruning import Evidence
@@ -40,3 +43,38 @@ def evidence(
         variables=collections,
         input_shape=images.shape[1:],
     )
+
+
+def expected(examples: int) -> Evidence:
+    """Has the fields that `evidence` of so many examples will have, and nothing in them.
+
+    For `Pruner.check`, where there is no network yet.
+    """
+    of_examples = {"loss": (), "batches": ((),)} if examples else {}
+    return Evidence(key=(), network=(), variables=(), input_shape=(), **of_examples)
+
+
+def with_evidence(
+    make: Callable[[Evidence], optax.GradientTransformation], examples: int
+) -> optax.GradientTransformationExtraArgs:
+    """An optimiser for which each step brings its own evidence.
+
+        def make(known):
+            return pruning.optimizer(optax.adam(1e-3), pruner, schedule, evidence=known)
+
+        tx = with_evidence(make, examples=256)
+        updates, state = tx.update(grads, state, params, evidence=evidence(...))
+
+    Args:
+      make: `evidence -> optax optimiser`, the state of which does not depend on it.
+      examples: how many the evidence will have.
+    """
+
+    def init(params):
+        return make(expected(examples)).init(params)
+
+    def update(grads, state, params=None, *, evidence, **more):
+        tx = optax.with_extra_args_support(make(evidence))
+        return tx.update(grads, state, params, **more)
+
+    return optax.GradientTransformationExtraArgs(init, update)

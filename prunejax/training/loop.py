@@ -123,7 +123,8 @@ def train(
         if phase.remembers:
             remembered = current.variables["params"]
         begin_phase = functools.partial(begin, network, phase, draw=(seed, number))
-        found = current, remembered, _examples(dataset, phase.examples, seed)
+        shown = _examples(dataset, phase.examples, seed)
+        found = current, remembered, shown
         shapes = jax.eval_shape(begin_phase, *found)
         end_shapes = jax.eval_shape(functools.partial(end, phase), shapes)
         if resumed and number < resumed.phase:
@@ -140,6 +141,7 @@ def train(
             state = jax.jit(begin_phase, out_shardings=everywhere)(*found)
             best = None
         run_steps = compile_steps(network, phase, current.mask, (seed, number), shift, flip)
+        shown = jax.device_put(shown, everywhere)
         finish = jax.jit(functools.partial(end, phase))
 
         for epoch in range(first_epoch, phase.epochs):
@@ -152,7 +154,7 @@ def train(
                 examples = batches.to_devices(dataset, padded, mesh)
                 for first in range(0, len(part), stride):
                     last = min(first + stride, len(part))
-                    state, rows = run_steps(state, examples, first, last)
+                    state, rows = run_steps(state, examples, first, last, shown)
                     outcomes.append(_slice(rows, first, last))
                     _finite(outcomes[-1][0], made)
                     made += last - first
@@ -257,16 +259,17 @@ def compile_steps(network, phase: Phase, mask: Any, draw: tuple[int, int], shift
     """The steps [first, last) of K, as one program for all `first` and `last`.
 
     Returns:
-      `(state, (images [K, B, ...], labels [K, B]), first, last) -> (state, (losses [K], metrics))`;
-      all K steps by default. What other steps have in the results has no meaning.
+      `(state, (images [K, B, ...], labels [K, B]), first, last, shown) ->
+      (state, (losses [K], metrics))`; all K steps by default. `shown` are images and labels for the
+      evidence, none by default. What other steps have in the results has no meaning.
     """
     # Which mask is given here does not matter: the one in force is in the optimiser's state.
-    optimizer = phase.optimizer(mask)
+    optimizer = optax.with_extra_args_support(phase.optimizer(mask))
 
-    def step(state: TrainState, examples):
+    def step(state: TrainState, examples, shown):
         images, labels = examples
         step_key = jax.random.fold_in(_key(draw), state.step)
-        augment_key, objective_key = jax.random.split(step_key)
+        augment_key, objective_key, evidence_key = jax.random.split(step_key, 3)
         images = images.astype(jnp.float32) / 255
         images = augment.augment(augment_key, images, shift=shift, flip=flip)
 
@@ -280,21 +283,26 @@ def compile_steps(network, phase: Phase, mask: Any, draw: tuple[int, int], shift
         (loss, (collections, metrics)), grads = jax.value_and_grad(loss_of, has_aux=True)(
             state.trainable
         )
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
+        known = evidence(network, collections, phase.objective, *shown, evidence_key)
+        updates, opt_state = optimizer.update(
+            grads, state.opt_state, state.trainable, evidence=known
+        )
         trainable = optax.apply_updates(state.trainable, updates)
         trainable, auxiliary = phase.update(trainable, state.auxiliary, state.step)
         state = TrainState(state.step + 1, trainable, auxiliary, opt_state, collections)
         return state, (loss, metrics)
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def run(state, examples, first=0, last=None):
+    def run(state, examples, first=0, last=None, shown=None):
         steps = len(examples[1])
-        row = jax.eval_shape(step, state, _at(examples, 0))[1]
+        shown = jax.tree.map(lambda leaf: leaf[0, :0], examples) if shown is None else shown
+        # JAX remembers this trace: `canonical` below asks for the same one.
+        row = jax.eval_shape(step, state, _at(examples, 0), shown)[1]
         rows = jax.tree.map(lambda leaf: jnp.zeros((steps, *leaf.shape), leaf.dtype), row)
 
         def body(i, carry):
             state, rows = carry
-            state, row = canonical(step)(state, _at(examples, i))
+            state, row = canonical(step)(state, _at(examples, i), shown)
             return state, jax.tree.map(lambda each, new: each.at[i].set(new), rows, row)
 
         return jax.lax.fori_loop(first, steps if last is None else last, body, (state, rows))

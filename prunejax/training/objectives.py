@@ -16,6 +16,9 @@ from prunejax.classifier import Classifier, Network, Variables
 from prunejax.training.adversaries import Adversary
 
 Outcome = tuple[jax.Array, tuple[Variables, dict[str, jax.Array]]]
+# Whatever else is drawn from an objective's key has a smaller number.
+_FORWARD = 2**32 - 1
+
 Objective = Callable[[Network, Variables, jax.Array, jax.Array, jax.Array], Outcome]
 
 
@@ -23,8 +26,7 @@ def natural(label_smoothing: float = 0.0) -> Objective:
     """Cross-entropy of the clean images."""
 
     def objective(network, variables, images, labels, key):
-        del key
-        return _cross_entropy(network, variables, images, labels, label_smoothing)
+        return _cross_entropy(network, variables, images, labels, label_smoothing, key)
 
     return objective
 
@@ -34,7 +36,7 @@ def adversarial(adversary: Adversary, label_smoothing: float = 0.0) -> Objective
 
     def objective(network, variables, images, labels, key):
         perturbed = _perturb(adversary, network, variables, images, labels, key)
-        return _cross_entropy(network, variables, perturbed, labels, label_smoothing)
+        return _cross_entropy(network, variables, perturbed, labels, label_smoothing, key)
 
     return objective
 
@@ -45,7 +47,7 @@ def half_half(adversary: Adversary, label_smoothing: float = 0.0) -> Objective:
     def objective(network, variables, images, labels, key):
         perturbed = _perturb(adversary, network, variables, images, labels, key)
         both, twice = jnp.concatenate([images, perturbed]), jnp.concatenate([labels, labels])
-        return _cross_entropy(network, variables, both, twice, label_smoothing)
+        return _cross_entropy(network, variables, both, twice, label_smoothing, key)
 
     return objective
 
@@ -56,8 +58,10 @@ def _perturb(adversary, network, variables, images, labels, key):
     return jax.lax.stop_gradient(adversary(classifier, images, labels, key))
 
 
-def _cross_entropy(network: Network, variables: Any, images, labels, smoothing: float) -> Outcome:
-    logits, collections = network.train(variables, images)
+def _cross_entropy(
+    network: Network, variables: Any, images, labels, smoothing: float, key
+) -> Outcome:
+    logits, collections = network.train(variables, images, jax.random.fold_in(key, _FORWARD))
     targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), smoothing)
     loss = optax.softmax_cross_entropy(logits, targets).mean()
     return loss, (collections, {"accuracy": jnp.mean(jnp.argmax(logits, -1) == labels)})

@@ -61,9 +61,12 @@ class Phase:
       name: for progress and logs, such as "finetune".
       epochs: its length.
       objective: what is minimised.
-      optimizer: `mask -> optax optimiser`, given the mask that `begin` decided on.
+      optimizer: `mask -> optax optimiser`, given the mask that `begin` decided on. One that takes
+        extra arguments gets `evidence=`, of the network after this step: its other variables as the
+        step moved them, the step's random key, the phase's objective and examples.
       begin: `Start -> (trainable, auxiliary, mask)`, compiled.
-      examples: training examples, drawn at random, for the evidence that `begin` finds.
+      examples: training examples, drawn at random before the first step, for the evidence that
+        `begin` and the optimiser find.
       needs_trained: it begins by pruning what was trained before: as the first phase it makes
         sense from a trained network only.
       remembers: keep the parameters that this phase begins with for the phases after it.

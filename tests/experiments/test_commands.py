@@ -11,6 +11,7 @@ import sys
 import jax
 import pytest
 from absl import app, flags
+from ml_collections import config_flags
 
 from experiments import environment, evaluate, run_directory, train
 from experiments.configs import digits_blind, digits_one_shot
@@ -90,6 +91,26 @@ def test_help_leads_to_the_keys_of_a_config(command):
     source = (ROOT / path).read_text()
     for key in digits_blind.get_config():
         assert f"config.{key}" in source
+
+
+@pytest.mark.parametrize(
+    ("method", "key", "given", "value"),
+    [
+        ("one_shot", "aggregate", "l2", "l2"),
+        ("dense", "weight_decay", "0.25", 0.25),
+        ("blind", "cutoff", "0.5", 0.5),
+        ("iterative", "rates", "(2, 10)", (2, 10)),
+    ],
+)
+def test_options_of_a_method_that_are_not_set_can_be_set_by_a_flag(
+    monkeypatch, method, key, given, value
+):
+    monkeypatch.setattr(sys, "argv", ["train", f"--config.method.{key}={given}"])
+    values, config = flags.FlagValues(), base("digits", "strided_cnn", method)
+    config_flags.DEFINE_config_dict("config", config, flag_values=values)
+    assert not config.method[key]
+    values(sys.argv)
+    assert config.method[key] == value
 
 
 @pytest.mark.slow

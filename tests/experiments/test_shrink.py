@@ -53,7 +53,7 @@ def runs(tmp_path_factory, reported):
 def test_progress_of_everything_that_takes_long_begins_at_nothing_and_ends_at_all(runs, reported):
     rounds = {f"round {number}" for number in range(1, len(runs[2]))}
     assert set(reported) == rounds | {
-        "train dense", "validate dense", "remove channels", "validate", "time a batch"
+        "train dense", "save dense", "validate dense", "remove channels", "validate", "time a batch"
     }  # fmt: skip
     for calls in reported.values():
         done, (total, *others) = zip(*calls, strict=True)
@@ -140,14 +140,55 @@ def test_blocks_by_name(tmp_path, monkeypatch):
     assert {path.split("/")[1] for path in left} == {"BasicBlock_0"}
 
 
-def test_a_start_is_needed_and_targets_have_names(tmp_path):
+def test_counts_of_channels_are_multiples(tmp_path, monkeypatch):
+    config = config_of()
+    digits = data.load("digits", "test")
+    network = from_config.build_network(config, digits)
+    variables = network.init(jax.random.key(0), digits.image_shape)
+    run_directory.open_run(tmp_path / "dense", config)
+    kept = masks.dense(variables["params"])
+    checkpoints.save_network(tmp_path / "dense" / "network", variables, kept)
+    monkeypatch.setattr(training, "train", lambda network, start, *args, **kwargs: start)
+    config.init_from = str(tmp_path / "dense")
+    config.shrinking = shrinking(
+        share=0.3, at_most=0.6, allocation="uniform", multiple=4, batch_size=2
+    )
+
+    rows = shrink.shrink(config, tmp_path / "small")
+
+    # Of 16 units 11 would stay, then 8 of 12; of 8 always 6.
+    widths = [(16, 8), (12, 8), (8, 8)]
+    assert [row["flops"] for row in rows] == [2 * (64 * a + a * b + b * 10) for a, b in widths]
+    assert [row["parameters"] for row in rows] == [
+        65 * a + (a + 1) * b + (b + 1) * 10 for a, b in widths
+    ]
+
+
+@pytest.mark.parametrize("key", ["multiple", "blocks", "batch_size"])
+def test_numbers_out_of_range_are_named(tmp_path, key):
+    config = config_of()
+    config.shrinking = shrinking(**{key: 0})
+    with pytest.raises(ValueError, match=rf"shrinking\.{key} is 0; it must be at least 1"):
+        shrink.shrink(config, tmp_path)
+
+
+def test_a_start_is_needed(tmp_path):
     config = config_of()
     config.shrinking = shrinking()
     with pytest.raises(ValueError, match="init_from is empty"):
         shrink.shrink(config, tmp_path)
-    config.shrinking.remove = "channel"
-    with pytest.raises(ValueError, match="Did you mean 'channels'"):
-        shrink.shrink(config, tmp_path)
-    config.shrinking.target = "flop"
-    with pytest.raises(ValueError, match="Did you mean 'flops'"):
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        ("remove", "channel", "Did you mean 'channels'"),
+        ("target", "flop", "Did you mean 'flops'"),
+        ("allocation", "erk", "Unknown shrinking.allocation 'erk'. Valid: global, uniform"),
+    ],
+)
+def test_unknown_names_are_answered_with_the_valid_ones(tmp_path, key, value, sentence):
+    config = config_of()
+    config.shrinking = shrinking(**{key: value})
+    with pytest.raises(ValueError, match=sentence):
         shrink.shrink(config, tmp_path)

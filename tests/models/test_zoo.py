@@ -1,73 +1,13 @@
-"""The larger networks: published sizes, resolutions, smaller channel counts, their blocks."""
+"""The larger networks: published sizes, resolutions, names."""
 
-import functools
-import itertools
 import math
-from typing import NamedTuple
 
-import flax.linen as nn
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prunejax import models, trees
-from prunejax.models import mobilenet, resnet, wide_resnet
-
-
-class Trace(NamedTuple):
-    """What a network looks like.
-
-    Shapes of the parameters by path, of three images' logits, the last map's resolution, and for
-    each residual block whether it adds its input and whether its output has the input's shape.
-    """
-
-    shapes: dict[str, tuple[int, ...]]
-    logits: tuple[int, ...]
-    resolution: tuple[int, ...] | None
-    residual: list[tuple[bool, bool]]
-
-
-@functools.cache
-def traced(module, image_shape):
-    """What a network looks like on such images; nothing is computed."""
-    maps, residual = [None], []
-
-    def note(next_function, args, kwargs, context):
-        out = next_function(*args, **kwargs)
-        if isinstance(context.module, nn.Conv):
-            maps.append(out.shape[1:3])
-        if isinstance(context.module, resnet.Block):
-            residual.append((not context.module.project, args[0].shape == out.shape))
-        if isinstance(context.module, mobilenet.InvertedResidual):
-            residual.append((context.module.residual, args[0].shape == out.shape))
-        return out
-
-    images = jax.ShapeDtypeStruct((3, *image_shape), jnp.float32)
-    with nn.intercept_methods(note):
-        logits, variables = jax.eval_shape(module.init_with_output, jax.random.key(0), images)
-    shapes = {path: leaf.shape for path, leaf in trees.flatten(variables["params"]).items()}
-    return Trace(shapes, logits.shape, maps[-1], residual)
-
-
-def create(name, **options):
-    """A network of ten classes, of a thousand where it is ImageNet's, and its images' shape."""
-    if options.get("stem") == "imagenet":
-        return models.create(name, 1000, **options), (224, 224, 3)
-    return models.create(name, 10, **options), (32, 32, 3)
-
-
-def network(name, **options):
-    return traced(*create(name, **options)).shapes
-
-
-def kernels(shapes):
-    return {path: shape for path, shape in shapes.items() if path.endswith("/kernel")}
-
-
-def count(shapes):
-    return sum(map(math.prod, shapes.values()))
-
+from prunejax import models
+from prunejax.models import resnet
+from tests.models.tracing import count, create, kernels, network, traced
 
 # -- sizes -----------------------------------------------------------------------------------------
 
@@ -236,30 +176,6 @@ def test_before_pruning_blocks_add_their_input_where_shapes_agree(name, options,
     assert sum(adds for adds, _ in residual) == identities
 
 
-def test_names_that_checkpoints_depend_on():
-    assert kernels(network("resnet8", width=4)) == {
-        "Conv_0/kernel": (3, 3, 3, 4),
-        "BasicBlock_0/Conv_0/kernel": (3, 3, 4, 4),
-        "BasicBlock_0/Conv_1/kernel": (3, 3, 4, 4),
-        "BasicBlock_1/Conv_0/kernel": (3, 3, 4, 8),
-        "BasicBlock_1/Conv_1/kernel": (3, 3, 8, 8),
-        "BasicBlock_1/shortcut/kernel": (1, 1, 4, 8),
-        "BasicBlock_2/Conv_0/kernel": (3, 3, 8, 16),
-        "BasicBlock_2/Conv_1/kernel": (3, 3, 16, 16),
-        "BasicBlock_2/shortcut/kernel": (1, 1, 8, 16),
-        "Dense_0/kernel": (16, 10),
-    }
-    norms = {path for path in network("resnet8", width=4) if path.endswith("/scale")}
-    assert norms == {
-        "BatchNorm_0/scale",
-        *(f"BasicBlock_{i}/BatchNorm_{j}/scale" for i in range(3) for j in (0, 1)),
-        *(f"BasicBlock_{i}/shortcut_norm/scale" for i in (1, 2)),
-    }
-
-
-# -- smaller channel counts ------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("name", "options"),
     [
@@ -282,252 +198,28 @@ def test_resized_to_its_own_shapes_is_the_same(name, options):
     assert traced(module.resized(shapes), image_shape).shapes == shapes
 
 
-def blocks(names, *shapes):
-    """`blocks("A_0 A_1", {"x": s}, {"x": t})` is `{"A_0/x/kernel": s, "A_1/x/kernel": t}`."""
-    return {
-        f"{block}/{layer}/kernel": shape
-        for block, layers in zip(names.split(), shapes, strict=True)
-        for layer, shape in layers.items()
+def test_names_that_checkpoints_depend_on():
+    assert kernels(network("resnet8", width=4)) == {
+        "Conv_0/kernel": (3, 3, 3, 4),
+        "BasicBlock_0/Conv_0/kernel": (3, 3, 4, 4),
+        "BasicBlock_0/Conv_1/kernel": (3, 3, 4, 4),
+        "BasicBlock_1/Conv_0/kernel": (3, 3, 4, 8),
+        "BasicBlock_1/Conv_1/kernel": (3, 3, 8, 8),
+        "BasicBlock_1/shortcut/kernel": (1, 1, 4, 8),
+        "BasicBlock_2/Conv_0/kernel": (3, 3, 8, 16),
+        "BasicBlock_2/Conv_1/kernel": (3, 3, 16, 16),
+        "BasicBlock_2/shortcut/kernel": (1, 1, 8, 16),
+        "Dense_0/kernel": (16, 10),
+    }
+    norms = {path for path in network("resnet8", width=4) if path.endswith("/scale")}
+    assert norms == {
+        "BatchNorm_0/scale",
+        *(f"BasicBlock_{i}/BatchNorm_{j}/scale" for i in range(3) for j in (0, 1)),
+        *(f"BasicBlock_{i}/shortcut_norm/scale" for i in (1, 2)),
     }
 
 
-def smaller_mobilenet():
-    stem, stages, head = 5, (3, 4, 6, 7, 2, 9, 1), 11
-    shapes = {"Conv_0/kernel": (3, 3, 3, stem), "Conv_1/kernel": (1, 1, 1, head)}
-    depths = (1, 2, 3, 4, 3, 3, 1)
-    outputs = [width for width, depth in zip(stages, depths, strict=True) for _ in range(depth)]
-    inputs = [stem, *outputs]
-    for i, (before, after) in enumerate(zip(inputs, outputs, strict=False)):
-        inside = stem if i == 0 else 1 + i % 5
-        layers = {"depthwise": (3, 3, 1, inside), "project": (1, 1, inside, after)}
-        if i > 0:
-            layers["expand"] = (1, 1, before, inside)
-        shapes |= blocks(f"InvertedResidual_{i}", layers)
-    return shapes | {"Dense_0/kernel": (head, 10)}
-
-
-SMALLER = {
-    "mlp": ({}, {"Dense_0/kernel": (3072, 4), "Dense_1/kernel": (4, 3), "Dense_2/kernel": (3, 10)}),
-    "lenet5": (
-        {},
-        {
-            "Conv_0/kernel": (5, 5, 3, 3),
-            "Conv_1/kernel": (5, 5, 3, 2),
-            "Dense_0/kernel": (8 * 8 * 2, 5),
-            "Dense_1/kernel": (5, 10),
-        },
-    ),
-    "strided_cnn": (
-        {},
-        {
-            "Conv_0/kernel": (4, 4, 3, 3),
-            "Conv_1/kernel": (4, 4, 3, 2),
-            "Dense_0/kernel": (8 * 8 * 2, 5),
-            "Dense_1/kernel": (5, 10),
-        },
-    ),
-    "vgg11": (
-        {},
-        {
-            "Conv_0/kernel": (3, 3, 3, 2),
-            "Conv_1/kernel": (3, 3, 2, 5),
-            "Conv_2/kernel": (3, 3, 5, 1),
-            "Conv_3/kernel": (3, 3, 1, 4),
-            "Conv_4/kernel": (3, 3, 4, 7),
-            "Conv_5/kernel": (3, 3, 7, 2),
-            "Conv_6/kernel": (3, 3, 2, 3),
-            "Conv_7/kernel": (3, 3, 3, 6),
-            "Dense_0/kernel": (2 * 2 * 6, 9),
-            "Dense_1/kernel": (9, 10),
-        },
-    ),
-    "resnet8": (
-        {"width": 8, "depths": [1, 2]},
-        {
-            "Conv_0/kernel": (3, 3, 3, 5),
-            **blocks(
-                "BasicBlock_0 BasicBlock_1 BasicBlock_2",
-                {"Conv_0": (3, 3, 5, 2), "Conv_1": (3, 3, 2, 5)},
-                {"Conv_0": (3, 3, 5, 3), "Conv_1": (3, 3, 3, 7), "shortcut": (1, 1, 5, 7)},
-                {"Conv_0": (3, 3, 7, 1), "Conv_1": (3, 3, 1, 7)},
-            ),
-            "Dense_0/kernel": (7, 10),
-        },
-    ),
-    # The first stage happens to be as wide as the stem, and keeps its projection all the same.
-    "resnet50": (
-        {"width": 4, "depths": [1, 2]},
-        {
-            "Conv_0/kernel": (3, 3, 3, 3),
-            **blocks(
-                "Bottleneck_0 Bottleneck_1 Bottleneck_2",
-                {
-                    "Conv_0": (1, 1, 3, 2),
-                    "Conv_1": (3, 3, 2, 1),
-                    "Conv_2": (1, 1, 1, 3),
-                    "shortcut": (1, 1, 3, 3),
-                },
-                {
-                    "Conv_0": (1, 1, 3, 4),
-                    "Conv_1": (3, 3, 4, 1),
-                    "Conv_2": (1, 1, 1, 9),
-                    "shortcut": (1, 1, 3, 9),
-                },
-                {"Conv_0": (1, 1, 9, 2), "Conv_1": (3, 3, 2, 2), "Conv_2": (1, 1, 2, 9)},
-            ),
-            "Dense_0/kernel": (9, 10),
-        },
-    ),
-    "wrn_28_4": (
-        {"width": 8, "stem_width": 4, "depths": [1, 2]},
-        {
-            "Conv_0/kernel": (3, 3, 3, 3),
-            **blocks(
-                "WideBlock_0 WideBlock_1 WideBlock_2",
-                {"Conv_0": (3, 3, 3, 5), "Conv_1": (3, 3, 5, 3), "shortcut": (1, 1, 3, 3)},
-                {"Conv_0": (3, 3, 3, 2), "Conv_1": (3, 3, 2, 6), "shortcut": (1, 1, 3, 6)},
-                {"Conv_0": (3, 3, 6, 4), "Conv_1": (3, 3, 4, 6)},
-            ),
-            "Dense_0/kernel": (6, 10),
-        },
-    ),
-    "mobilenet_v2": ({}, smaller_mobilenet()),
-}
-
-
-@pytest.mark.parametrize("name", SMALLER)
-def test_resized_to_smaller_shapes_has_them_exactly(name):
-    options, smaller = SMALLER[name]
-    module, image_shape = create(name, **options)
-    before = traced(module, image_shape)
-    after = traced(module.resized(smaller), image_shape)
-    assert kernels(after.shapes) == smaller
-    assert set(after.shapes) == set(before.shapes)
-    assert after.logits == (3, 10)
-
-
-def test_a_network_resized_twice_has_the_second_shapes():
-    options, smaller = SMALLER["wrn_28_4"]
-    module, image_shape = create("wrn_28_4", **options)
-    before = traced(module, image_shape).shapes
-    assert traced(module.resized(smaller).resized(before), image_shape).shapes == before
-
-
-def test_widths_can_be_lists_of_lists():
-    _, smaller = SMALLER["resnet8"]
-    module = models.create(
-        "resnet8", 10, depths=[1, 2], width=8, widths=[5, 5, 7], inner=[[2], [3], [1]]
-    )
-    assert module == models.create("resnet8", 10, depths=(1, 2), width=8).resized(smaller)
-    assert isinstance(hash(module), int)
-
-
-# -- values ----------------------------------------------------------------------------------------
-
-
-def initialised(block, shape):
-    """Random kernels and input, and what norms divide by: their other numbers are 0 and 1."""
-    random = np.random.default_rng(0)
-    x = 3 * random.normal(size=shape).astype(np.float32)
-    variables = jax.eval_shape(functools.partial(block.init, train=False), jax.random.key(0), x)
-
-    def value(path, leaf):
-        if path.endswith("kernel"):
-            return random.normal(size=leaf.shape).astype(np.float32)
-        return np.full(leaf.shape, path.endswith(("scale", "var")), np.float32)
-
-    return trees.map_with_path(value, variables), x, np.sqrt(np.float32(1 + 1e-5))
-
-
-def evaluate(block, variables, x):
-    return jax.jit(lambda variables, x: block.apply(variables, x, train=False))(variables, x)
-
-
-def without(variables, layer):
-    """The variables with a convolution of zeros."""
-    zeros = np.zeros_like(variables["params"][layer]["kernel"])
-    return {**variables, "params": {**variables["params"], layer: {"kernel": zeros}}}
-
-
-def test_a_wide_block_without_its_last_convolution_is_its_shortcut():
-    block = wide_resnet.WideBlock(features=3, inner=(2,), strides=1, project=False)
-    variables, x, _ = initialised(block, (2, 4, 5, 3))
-    out = evaluate(block, without(variables, "Conv_1"), x)
-    np.testing.assert_array_equal(out, x)  # no ReLU behind the sum
-
-
-def test_a_projected_wide_shortcut_reads_the_normalised_input():
-    block = wide_resnet.WideBlock(features=4, inner=(2,), strides=2, project=True)
-    variables, x, std = initialised(block, (2, 4, 5, 3))
-    out = evaluate(block, without(variables, "Conv_1"), x)
-    kernel = variables["params"]["shortcut"]["kernel"][0, 0]
-    expected = np.maximum(x / std, 0)[:, ::2, ::2] @ kernel
-    np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("kind", [resnet.BasicBlock, resnet.Bottleneck])
-def test_other_blocks_without_their_last_convolution_are_the_relu_of_their_shortcut(kind):
-    last = f"Conv_{kind.convs - 1}"
-    block = kind(features=3, inner=(2,) * (kind.convs - 1), strides=1, project=False)
-    variables, x, _ = initialised(block, (2, 4, 5, 3))
-    out = evaluate(block, without(variables, last), x)
-    np.testing.assert_array_equal(out, np.maximum(x, 0))
-
-
-@pytest.mark.parametrize(("strides", "residual"), [(2, False), (1, True)])
-def test_an_inverted_residual_correlates_each_channel_alone(strides, residual):
-    block = mobilenet.InvertedResidual(3, None, strides, residual)
-    variables, x, std = initialised(block, (2, 5, 4, 3))
-    identity = {"kernel": np.eye(3, dtype=np.float32)[None, None]}
-    params = {**variables["params"], "project": identity}
-    out = evaluate(block, {**variables, "params": params}, x)
-
-    kernel = params["depthwise"]["kernel"][:, :, 0]  # [3, 3, channels]
-    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    shifts = itertools.product(range(3), range(3))
-    maps = sum(padded[:, i : i + 5, j : j + 4] * kernel[i, j] for i, j in shifts)
-    maps = maps[:, ::strides, ::strides]
-    assert np.any(maps > 6)  # where ReLU6 is not ReLU
-    expected = np.clip(maps / std, 0, 6) / std + (x if residual else 0)
-    np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-4)
-
-
-def test_the_imagenet_stem_pools_around_every_second_pixel_of_its_convolution():
-    module = resnet.ResNet(num_classes=2, depths=(0,), width=1, stem="imagenet")
-    variables, x, std = initialised(module, (1, 16, 16, 1))
-    centre = np.zeros((7, 7, 1, 1), np.float32)
-    centre[3, 3] = 1
-    params = {**variables["params"], "Conv_0": {"kernel": centre}}
-    out = evaluate(module, {**variables, "params": params}, x)
-
-    maps = np.pad(np.maximum(x[0, ::2, ::2, 0] / std, 0), 1)  # [10, 10]; below 0 is nothing
-    pooled = [maps[i : i + 3, j : j + 3].max() for i in range(0, 8, 2) for j in range(0, 8, 2)]
-    np.testing.assert_allclose(out[0], np.mean(pooled) * params["Dense_0"]["kernel"][0], rtol=1e-5)
-
-
 # -- errors ----------------------------------------------------------------------------------------
-
-
-def test_wrong_channel_counts_are_named():
-    with pytest.raises(ValueError, match=r"widths has 2 entries; this network needs 4"):
-        network("resnet8", widths=[8, 8])
-    with pytest.raises(ValueError, match=r"inner has 1 entries; this network needs 3"):
-        network("resnet8", inner=[[8]])
-    with pytest.raises(ValueError, match=r"widths begins with 8 and 9; .* make them equal"):
-        network("resnet8", widths=[8, 9, 10, 11])
-    with pytest.raises(ValueError, match=r"widths has 1 entries; this network needs 8"):
-        network("vgg11", widths=[8])
-    with pytest.raises(ValueError, match=r"expanded has 1 entries; this network needs 16"):
-        network("mobilenet_v2", expanded=[8])
-
-
-def test_shapes_that_fit_no_network_are_named():
-    options, smaller = SMALLER["resnet8"]
-    module = models.create("resnet8", 10, **options)
-    with pytest.raises(ValueError, match=r"no 'BasicBlock_2/Conv_0/kernel'; .* keeps every layer"):
-        module.resized({k: v for k, v in smaller.items() if not k.startswith("BasicBlock_2")})
-    with pytest.raises(ValueError, match=r"Stage 1 has blocks of \[7, 8\] channels"):
-        module.resized({**smaller, "BasicBlock_2/Conv_1/kernel": (3, 3, 1, 8)})
 
 
 def test_unknown_stems_and_options_and_small_images_are_named():

@@ -33,12 +33,8 @@ BATCH = jnp.asarray(np.random.default_rng(0).normal(size=(3, 5, 5, 1)), jnp.floa
 
 def test_paths_are_readable_and_masks_apply():
     paths = trees.prunable(STATE)
-    assert [path.removesuffix("/value") for path in paths] == [
-        "conv/kernel",
-        "layers/0/kernel",
-        "layers/1/kernel",
-    ]
-    pruner = Pruner(allocation={"conv/*": 1.0, "layers/*": 0.25}, include=["*kernel*"])
+    assert paths == ("conv/kernel", "layers/0/kernel", "layers/1/kernel")
+    pruner = Pruner(allocation={"conv/kernel": 1.0, "layers/*": 0.25}, include="*kernel")
     mask = prune(STATE, 27 / 72, pruner)
     assert jax.tree.structure(mask) == jax.tree.structure(STATE)
     kept = {path: int(np.sum(mask_)) for path, mask_ in trees.flatten(mask).items()}
@@ -57,6 +53,23 @@ def test_criteria_score_states(name):
     mask = prune(STATE, 0.5, Pruner(name, allocation="global"), evidence=evidence)
     gone = sum(int((~leaf).sum()) for leaf in jax.tree.leaves(mask))
     assert gone == 36
+
+
+def run(state, images):
+    return nnx.merge(GRAPH, state)(images)
+
+
+def test_criteria_of_maps_score_states():
+    """The network takes the state alone: `variables` is None."""
+    evidence = Evidence(network=run, batches=((BATCH, jnp.zeros(3, int)),))
+    scores = trees.flatten(pruning.scores(STATE, "expected_abs", evidence=evidence))
+    net = nnx.merge(GRAPH, STATE)
+    maps = nnx.relu(net.conv(BATCH))
+    hidden = nnx.relu(net.layers[0](maps.mean((1, 2))))
+    for path, expected in (("conv/kernel", maps), ("layers/0/kernel", hidden)):
+        mean = expected.reshape(-1, expected.shape[-1]).mean(0)
+        np.testing.assert_allclose(scores[path].ravel(), mean, rtol=1e-5, atol=1e-6)
+    assert scores["layers/1/kernel"].shape == ()
 
 
 def test_the_optimizer_holds_what_is_gone():

@@ -268,9 +268,60 @@ def test_unknown_names_name_the_nearest(options, message):
         Pruner(**options)
 
 
-@pytest.mark.parametrize("sparsity", [1.0, -0.01, 90, float("nan")])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"criterion": ["magnitude"]}, r"Unknown criterion \['magnitude'\]"),
+        ({"granularity": None}, "Unknown granularity None"),
+        ({"allocation": None}, "allocation is None; it must be one of uniform, .* or a table"),
+        ({"allocation": 0.5}, "allocation is 0.5; it must be one of"),
+        ({"allocation": {"*": "dense"}}, "allocation is .*; it must be one of"),
+    ],
+)
+def test_what_is_no_name_is_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        Pruner(**options)
+
+
+def test_one_pattern_is_no_list_of_letters():
+    assert Pruner(include="Conv_0/kernel") == Pruner(include=("Conv_0/kernel",))
+    assert Pruner(exclude="Conv_*").paths(PARAMS) == WEIGHTS[2:]
+
+
+def test_a_pattern_that_matches_only_weights_without_such_units_is_named():
+    assert Pruner(granularity="filter").paths(PARAMS) == WEIGHTS[:2]
+    pruner = Pruner(granularity="filter", include=("Conv_*", "Dense*"))
+    message = r"'Dense_0/kernel' has rank 2, .*\('Dense\*' in include matches only such\)"
+    with pytest.raises(ValueError, match=message):
+        prune(PARAMS, 0.5, pruner)
+
+
+@pytest.mark.parametrize(
+    ("current", "message"),
+    [
+        ({"Conv_0": jnp.array(True)}, "mask and parameters have different leaves"),
+        (
+            {**masks.dense(PARAMS), "Dense_0": {"kernel": jnp.ones((2, 2), bool)}},
+            "Dense_0",
+        ),
+    ],
+)
+def test_an_earlier_mask_of_another_network_is_named(current, message):
+    with pytest.raises(ValueError, match=message):
+        prune(PARAMS, 0.5, current=current)
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "global", "erk", "igq"])
+def test_leaves_without_numbers_lose_nothing(allocation):
+    params = {"w": jnp.arange(1.0, 9).reshape(2, 4), "z": jnp.zeros((0, 5))}
+    mask = prune(params, 0.5, Pruner(allocation=allocation))
+    np.testing.assert_array_equal(mask["w"], [[False] * 4, [True] * 4])
+    assert masks.kept(params, mask) == {"w": 4, "z": 0}
+
+
+@pytest.mark.parametrize("sparsity", [1.0, -0.01, 90, float("nan"), "0.5"])
 def test_a_sparsity_that_is_no_share_is_named(sparsity):
-    with pytest.raises(ValueError, match=rf"sparsity is {sparsity}; .*\[0, 1\)"):
+    with pytest.raises(ValueError, match=rf"sparsity is {sparsity!r}; .*\[0, 1\)"):
         prune(PARAMS, sparsity)
 
 

@@ -1,14 +1,16 @@
 """Criteria of the weights alone, against values by hand, brute force and invariances."""
 
+import functools
 import itertools
 import re
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prunejax import masks, pruning, trees
+from prunejax import Network, masks, models, pruning, trees
 from prunejax.pruning import CRITERIA, Criterion, Evidence, Pruner, prune
 
 rng = np.random.default_rng(0)
@@ -140,6 +142,157 @@ def test_weights_without_a_scale_are_named(pruner, norms, message):
         prune(BLOCKS, 0.5, pruner, evidence=Evidence(norms=norms))
 
 
+ZOO = {
+    "resnet8": {"width": 2},
+    "wrn_28_4": {"width": 4, "stem_width": 3},
+    "mobilenet_v2": {"width": 0.25},
+    "vgg11": {},
+    "vgg16": {},
+    "resnet18": {"width": 2},
+    "resnet20": {"width": 2},
+    "resnet50": {"width": 2},
+    "resnet56": {"width": 2},
+    "resnet110": {"width": 2},
+    "wrn_28_10": {"width": 4},
+}
+ALWAYS = ("resnet8", "wrn_28_4")  # of both kinds of blocks one
+
+
+def traced(name):
+    """The network, and the order in which its convolutions and normalisations run."""
+    network = Network(models.create(name, 3, **ZOO[name]))
+    order = []
+
+    def note(call, args, kwargs, context):
+        if isinstance(context.module, nn.Conv | nn.BatchNorm):
+            order.append((type(context.module), "/".join(context.module.path)))
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(note):
+        init = functools.partial(network.module.init, jax.random.key(0))
+        variables = jax.eval_shape(init, jnp.zeros((1, 16, 16, 3)))
+    return network, variables, order
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in ALWAYS else pytest.param(n, marks=pytest.mark.exhaustive) for n in ZOO]
+)
+def test_in_every_network_of_the_zoo_each_convolution_has_the_scale_behind_it(name):
+    network, variables, order = traced(name)
+    rest = {key: value for key, value in variables.items() if key != "params"}
+    shapes = trees.flatten(variables["params"])
+    # Scales that tell where they come from: that of the i-th is i, i + .01, ...
+    norms = [path for kind, path in order if kind is nn.BatchNorm]
+    values = {
+        path: np.full(leaf.shape, -1.0)
+        if "scale" not in path
+        else norms.index(path.removesuffix("/scale")) + 0.01 * np.arange(leaf.shape[0])
+        for path, leaf in shapes.items()
+    }
+    params = trees.unflatten(variables["params"], values)
+    pruner = Pruner("norm_scale", "filter")
+    evidence = Evidence(network=network, variables=rest, input_shape=(16, 16, 3))
+    evidence = evidence._replace(paths=pruner.paths(params))
+    found = trees.flatten(CRITERIA["norm_scale"].score(params, evidence))
+
+    for place, (kind, path) in enumerate(order):
+        if kind is nn.BatchNorm:
+            continue
+        # A shortcut of a pre-activation block runs before the branch it is added to: with its
+        # branch it is normalised behind the sum.
+        first = place
+        if name.startswith("wrn") and path.endswith("shortcut"):
+            first = [p for _, p in order].index(path.replace("shortcut", "Conv_1"))
+        follower = next(p for k, p in order[first:] if k is nn.BatchNorm)
+        units = shapes[f"{path}/kernel"].shape[-1]
+        expected = norms.index(follower) + 0.01 * np.arange(units)
+        np.testing.assert_allclose(found.pop(f"{path}/kernel")[0, 0, 0], expected, rtol=1e-6)
+    assert not any(map(np.any, found.values()))  # of the others there is nothing to say
+
+
+def normalised(params, images):
+    """A dense layer, ReLU, then normalisation; another that no normalisation follows."""
+    hidden = jax.nn.relu(images @ params["first"]["w"]) * params["after"]["gamma"]
+    return hidden @ params["last"]["w"]
+
+
+def test_the_equations_of_any_network_say_what_scales_a_layer():
+    params = {
+        "first": {"w": jnp.ones((2, 3))},
+        "after": {"gamma": jnp.array([1.0, -3.0, 2.0])},
+        "last": {"w": jnp.ones((3, 3))},
+    }
+    evidence = Evidence(network=normalised, input_shape=(2,))
+    pruner = Pruner("norm_scale", "column", include="first/w")
+    mask = prune(params, 1 / 3, pruner, evidence=evidence)
+    np.testing.assert_array_equal(mask["first"]["w"], [[False, True, True]])
+    by_pairs = Evidence(network=normalised, batches=((np.ones((4, 2)), np.ones(4)),))
+    jax.tree.map(
+        np.testing.assert_array_equal, prune(params, 1 / 3, pruner, evidence=by_pairs), mask
+    )
+    with pytest.raises(ValueError, match="knows no normalisation that follows 'last/w'; exclude"):
+        prune(params, 1 / 3, Pruner("norm_scale", "column"), evidence=evidence)
+    given = evidence._replace(norms={"last/w": "after/gamma"})
+    both = prune(params, 1 / 3, Pruner("norm_scale", "column"), evidence=given)
+    np.testing.assert_array_equal(both["last"]["w"], [[False, True, True]])
+
+
+# -- half precision --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize(
+    ("criterion", "aggregate"),
+    [("squared", None), ("magnitude", "l2"), ("lamp", None), ("taylor", None)],
+)
+def test_scores_of_half_precision_are_those_of_the_same_weights_in_float32(
+    dtype, criterion, aggregate
+):
+    scale = 1e-5 if dtype == jnp.float16 else 1e-25  # whose squares are zero in that type
+    half = {"w": (CONV * scale).astype(dtype)}
+    full = jax.tree.map(lambda w: w.astype(jnp.float32), half)
+    scores = []
+    for params in (half, full):
+        pruner = Pruner(criterion, "filter" if aggregate else "weight", aggregate=aggregate)
+        known = Evidence(grads=params)
+        scores.append(pruner.scores(params, masks.dense(params), known)["w"])
+    np.testing.assert_array_equal(*scores)
+    if dtype == jnp.float16:
+        assert np.all(np.asarray(scores[0]) > 0) or criterion == "taylor"
+
+
+# -- what is not a number --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("granularity", ["weight", "column", "2:4"])
+def test_what_is_not_a_number_goes_first(granularity):
+    values = np.arange(1.0, 33).reshape(4, 8)
+    values[0] = np.nan
+    if granularity == "column":
+        values[:, :4] = np.nan
+    mask = prune({"w": jnp.asarray(values)}, 0.5, Pruner(granularity=granularity))["w"]
+    kept = np.broadcast_to(mask, values.shape)
+    assert kept.sum() == 16
+    if granularity == "column":
+        np.testing.assert_array_equal(kept.any(0), kept.all(0))
+    else:
+        assert not np.isnan(values[kept]).any()
+
+
+def test_the_guard_holds_where_a_layer_is_not_a_number():
+    params = {"a": CONV, "d": jnp.full((8, 6), jnp.nan)}
+    current = None
+    for sparsity in (0.5, 0.9):
+        mask = prune(params, sparsity, Pruner(allocation="global"), current=current)
+        kept = {path: int(leaf.sum()) for path, leaf in mask.items()}
+        total = 120 + 48
+        assert sum(kept.values()) == total - round(sparsity * total)
+        assert kept["d"] == 1
+        current = mask
+    largest = np.sort(np.abs(CONV).ravel())[-kept["a"]]
+    np.testing.assert_array_equal(mask["a"], np.abs(CONV) >= largest)
+
+
 # -- evidence --------------------------------------------------------------------------------------
 
 
@@ -168,6 +321,27 @@ def test_missing_evidence_is_named_before_anything_is_computed(name, evidence, m
     if name != "random":  # `prune` brings a key
         with pytest.raises(ValueError, match=re.escape(message)):
             prune({"w": DENSE}, 0.5, Pruner(name), evidence=evidence)
+
+
+OTHER_LEAVES = {"w": jnp.ones((6, 7)), "x": jnp.ones(3)}
+
+
+@pytest.mark.parametrize(
+    ("name", "evidence", "message"),
+    [
+        ("snip", Evidence(grads={"x": 1.0}), r"evidence.grads .* different leaves: \['w', 'x'\]"),
+        ("learned", Evidence(scores=OTHER_LEAVES), r"evidence.scores .* different leaves: \['x'\]"),
+        (
+            "learned",
+            Evidence(scores={"w": jnp.ones((6, 8))}),
+            r"evidence.scores at 'w' has shape \(6, 8\), which does not broadcast to \(6, 7\)",
+        ),
+        (Criterion("own", lambda params, evidence: {}), Evidence(), r"'own' .* leaves: \['w'\]"),
+    ],
+)
+def test_evidence_of_another_network_is_named(name, evidence, message):
+    with pytest.raises(ValueError, match=message):
+        prune({"w": DENSE}, 0.5, Pruner(name), evidence=evidence)
 
 
 def test_own_criteria_take_part():

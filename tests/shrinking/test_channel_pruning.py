@@ -106,6 +106,31 @@ def test_excluded_layers_are_left_alone_with_all_that_is_coupled_to_them(resnet)
     assert _left(mask, "BasicBlock_0/Conv_0/kernel", 3, 8).sum() == 4
 
 
+@pytest.mark.parametrize("scores", ["random", "equal"])
+def test_what_is_kept_for_a_multiple_is_the_best_of_what_would_go(scores):
+    network = Network(models.create("mlp", num_classes=5, widths=(12, 8, 3)))
+    variables = network.init(jax.random.key(0), (9,))
+    params, traced = variables["params"], shrinking.of(network, variables, (9,))
+    worth = trees.map_with_path(
+        lambda path, leaf: (
+            jax.random.uniform(jax.random.key(len(path)), leaf.shape)
+            if scores == "random"
+            else jnp.ones_like(leaf)
+        ),
+        params,
+    )
+    mask = shrinking.channel_mask(traced, variables, 0.5, Pruner(given(worth)), multiple=4)
+    # Half of 12, 8 and 3 are 6, 4 and 1 (of 1.5, rounded to even, two go).
+    for path, kept in (("Dense_0/kernel", 8), ("Dense_1/kernel", 4), ("Dense_2/kernel", 3)):
+        of_units = np.asarray(trees.flatten(worth)[path]).mean(axis=0)
+        best = np.sort(np.argsort(of_units, kind="stable")[-kept:])  # of equal ones the last stay
+        left = _left(mask, path, 1, len(of_units))
+        np.testing.assert_array_equal(np.flatnonzero(left), best)
+    # Nothing is left as zeros, which training does not revive.
+    small = shrinking.shrink(Classifier(variables, network), mask, (9,))
+    assert trees.size(small.params) == sum(masks.kept(params, mask).values())
+
+
 @pytest.mark.parametrize(
     ("sparsity", "options", "message"),
     [
@@ -156,6 +181,49 @@ def test_rounds_end_at_the_target_and_each_is_smaller_than_the_last(resnet):
     shapes = again.left(jax.ShapeDtypeStruct((2, *SHAPE), jnp.float32))
     assert jax.tree.map(jnp.shape, one.classifier.variables) == jax.tree.map(
         lambda leaf: leaf.shape, shapes
+    )
+
+
+def test_rounds_end_when_the_measured_cost_is_low_enough():
+    """Seconds a batch, say, which need not fall with what is removed."""
+    seconds = {8: 10.0, 7: 9.0, 6: 11.0, 5: 5.0, 4: 1.0}
+    measured = []
+
+    def width(now):
+        return now.params["a"].shape[1]
+
+    def cost(now):
+        measured.append(width(now))
+        return seconds[width(now)]
+
+    def remove(now):
+        return now.with_params({"a": now.params["a"][:, :-1]})
+
+    def finetune(now, number):
+        return now.with_params({"a": now.params["a"] + number})
+
+    start = Classifier({"params": {"a": np.zeros((3, 8))}}, lambda variables, images: images)
+    rounds = list(
+        shrinking.iterate(start, remove=remove, finetune=finetune, cost=cost, at_most=5.0)
+    )
+    assert [(one.number, one.cost, width(one.classifier)) for one in rounds] == [
+        (1, 9.0, 7), (2, 11.0, 6), (3, 5.0, 5)
+    ]  # fmt: skip
+    assert measured == [8, 7, 6, 5]  # each network once, for a measurement takes long
+    assert np.all(rounds[-1].classifier.params["a"] == 1 + 2 + 3)
+    # Where a run goes on, its rounds are those that are left.
+    rest = shrinking.iterate(
+        rounds[1].classifier,
+        remove=remove,
+        finetune=finetune,
+        cost=cost,
+        at_most=5.0,
+        first_round=3,
+    )
+    assert [(one.number, one.cost) for one in rest] == [(3, 5.0)]
+    cheap = rounds[-1].classifier
+    assert not list(
+        shrinking.iterate(cheap, remove=remove, finetune=finetune, cost=cost, at_most=5.0)
     )
 
 

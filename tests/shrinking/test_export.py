@@ -6,11 +6,12 @@ import sys
 import flax.linen as nn
 import jax
 import jax.export
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from prunejax import Classifier, Network, models, trees
+from prunejax import Classifier, Network, masks, models, shrinking, trees
 from prunejax.shrinking.export import export
 
 # Reads the program and a batch of images, writes logits; JAX and NumPy are all it imports.
@@ -84,6 +85,42 @@ def test_a_network_that_needs_a_number_of_images_is_told_to_give_one(tmp_path):
     images = np.random.default_rng(1).random((6, 2, 2, 1), np.float32)
     found = jax.export.deserialize(bytearray(program.read_bytes())).call(images)
     np.testing.assert_allclose(found, network(images), rtol=1e-5, atol=1e-6)
+
+
+class Branches(nn.Module):
+    """One of no known class: slices, indices, a residual sum, concatenation, a flattened map."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(6, (3, 3), name="first")(x))[:, ::2, jnp.array([3, 0, 1])]
+        x = nn.relu(x + nn.Conv(6, (1, 1), name="second")(x))
+        x = jnp.concatenate([x, nn.Conv(4, (1, 1), name="third")(x)], axis=-1)
+        x = nn.relu(nn.Dense(8, name="hidden")(x.reshape(x.shape[0], -1)))
+        return nn.Dense(2, name="head")(x)
+
+
+def test_equations_on_fewer_channels_run_on_any_number_of_images(tmp_path):
+    shape = (4, 4, 1)
+    whole = classifier(Branches(), shape)
+    traced = shrinking.of(whole.apply_fn, whole.variables, shape)
+    mask = shrinking.channel_mask(traced, whole.variables, 0.5)
+    small = shrinking.shrink(whole, mask, shape, check=False)
+    assert isinstance(small.apply_fn, shrinking.Shrunk)
+    kernels = {path: leaf["kernel"].shape for path, leaf in small.params.items()}
+    assert kernels == {
+        "first": (3, 3, 1, 3),
+        "second": (1, 1, 3, 3),
+        "third": (1, 1, 3, 2),
+        "hidden": (2 * 3 * 5, 4),
+        "head": (4, 2),
+    }
+    files = export(small, shape, tmp_path / "network", platforms=("cpu",))
+    program = jax.export.deserialize(bytearray(files.program.read_bytes()))
+    masked = whole.with_params(masks.apply(whole.params, mask))
+    run = jax.jit(lambda images: masked(images))
+    for number in (1, 5):
+        images = np.random.default_rng(number).random((number, *shape), np.float32)
+        np.testing.assert_allclose(program.call(images), run(images), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ class Foreign(nn.Module):
         x = nn.max_pool(x, (2, 2), strides=(2, 2))
         first, second = jnp.split(x, 2, axis=-1)
         x = jnp.concatenate([first, 0.5 * second], axis=-1)
-        x = x.transpose(0, 3, 1, 2).reshape(len(x), -1)
+        x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
         x = nn.relu(nn.Dense(12, name="hidden")(x))
         return nn.Dense(5, name="head")(x)
 
@@ -136,7 +136,7 @@ def assert_shrinks(module, shape):
 def test_training_mode_runs_on_the_smaller_arrays_and_moves_their_statistics():
     classifier = classifier_of(Foreign())
     mask, _ = random_channel_mask(classifier, SHAPE, 0.5)
-    small = shrinking.shrink(classifier, mask, SHAPE)
+    small = shrinking.shrink(classifier, mask, SHAPE, carry=True)
     images = jax.random.uniform(jax.random.key(3), (4, *SHAPE))
 
     logits, moved = small.apply_fn.train(small.variables, images)
@@ -162,7 +162,7 @@ def test_a_channel_of_a_sum_stays_until_all_branches_give_it_up():
     both["BasicBlock_0"]["Conv_1"]["kernel"] = one["Conv_0"]["kernel"]
 
     alone = shrinking.shrink(classifier, one, SHAPE)
-    together = shrinking.shrink(classifier, both, SHAPE)
+    together = shrinking.shrink(classifier, both, SHAPE, carry=True)
 
     assert alone.params["Conv_0"]["kernel"].shape[-1] == 4
     assert together.params["Conv_0"]["kernel"].shape[-1] == 3
@@ -203,7 +203,7 @@ def test_blocks_in_a_row_are_removed_together():
 def test_channel_counts_are_rounded_up_to_a_multiple():
     classifier = classifier_of(models.create("mlp", num_classes=5, widths=(12, 8)), (9,))
     mask, _ = random_channel_mask(classifier, (9,), 0.5)
-    small = shrinking.shrink(classifier, mask, (9,), multiple=4)
+    small = shrinking.shrink(classifier, mask, (9,), multiple=4, carry=True)
     assert [small.params[f"Dense_{i}"]["kernel"].shape for i in range(3)] == [
         (9, 8),
         (8, 4),

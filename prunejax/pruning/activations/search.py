@@ -48,6 +48,21 @@ def find(program: jaxprs.Flat, paths: list[str]) -> tuple[dict[str, Layer], froz
     return _Search(program, paths).result()
 
 
+def scales(program: jaxprs.Flat, paths: list[str]) -> dict[str, str]:
+    """By path of a kernel that of the scale of the normalisation that follows it.
+
+    It is the first parameter by which the units of the layer are multiplied, each by one number:
+    before another layer reads them, past activations, max pooling and sums of branches. A branch
+    that is added up before it is normalised so has the first normalisation that reads the sum.
+    Layers without one are left out.
+
+    Args:
+      program: `apply_fn(variables, images)`.
+      paths: of the variables, such as "params/Conv_0/kernel", in the order of the inputs.
+    """
+    return _Search(program, paths).scales()
+
+
 class _Search:
     """Goes through the equations once forwards, and from each layer on to its map."""
 
@@ -90,6 +105,42 @@ class _Search:
             )
         return layers, frozenset(layers.keys() - read)
 
+    def scales(self) -> dict[str, str]:
+        found: dict[str, str | None] = {}
+        for number, eqn in enumerate(self.program.eqns):
+            axes = _axes(eqn)
+            path = None if axes is None else self.kernel(eqn)
+            if path is not None:
+                scale = self.scale(number, eqn.invars[1].aval.shape[axes[0]])
+                # A kernel that is applied twice may be followed by two of them.
+                found[path] = scale if found.get(path, scale) == scale else None
+        return {path: scale for path, scale in found.items() if scale is not None}
+
+    def scale(self, number: int, units: int) -> str | None:
+        """The parameter that the outputs of an equation are first multiplied by."""
+        reached = set(self.program.eqns[number].outvars)
+        for eqn in self.program.eqns[number + 1 :]:
+            name, operands = eqn.primitive.name, _operands(eqn)
+            passes = name in jaxprs.ELEMENTWISE or name == "reduce_window_max"
+            if reached.isdisjoint(operands) or not passes:
+                continue
+            reached.update(eqn.outvars)
+            if name == "mul":
+                factors = (self.made_of[v] or () for v in operands if v not in reached)
+                candidates = {
+                    path.removeprefix("params/")
+                    for path in frozenset().union(*factors)
+                    if path.startswith("params/") and self.is_vector(path, units)
+                }
+                if len(candidates) == 1:
+                    return candidates.pop()
+        return None
+
+    def is_vector(self, path: str, size: int) -> bool:
+        """Whether a variable of the network is `size` numbers along one axis."""
+        sizes = self.inputs[path].aval.shape
+        return bool(sizes) and max(sizes) == math.prod(sizes) == size
+
     def kernel(self, eqn: core.JaxprEqn) -> str | None:
         """The path of the parameter that the images are convolved or multiplied with."""
         images, kernel = eqn.invars
@@ -114,9 +165,8 @@ class _Search:
         last, others = self.follow(number)
         own = [(f"params/{path}", axis)]
         for name in sorted(others):
-            sizes = self.inputs[name].aval.shape
-            if sizes and max(sizes) == math.prod(sizes) == shape[axis]:
-                own.append((name, sizes.index(shape[axis])))
+            if self.is_vector(name, shape[axis]):
+                own.append((name, self.inputs[name].aval.shape.index(shape[axis])))
         return Layer(shape, axis, eqn.invars[0], last, map_axes, tuple(own))
 
     def follow(self, number: int) -> tuple[core.Var, set[str]]:

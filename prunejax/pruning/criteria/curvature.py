@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from prunejax import trees
 from prunejax.pruning.criteria import gradients
-from prunejax.pruning.evidence import Batch, Criterion, Evidence, Params
+from prunejax.pruning.evidence import Batch, Criterion, Evidence, Params, widened
 
 
 def grasp(params: Params, evidence: Evidence) -> Params:
@@ -26,7 +26,7 @@ def grasp(params: Params, evidence: Evidence) -> Params:
         lambda path, g: g if path in paths else jnp.zeros_like(g), gradient
     )
     curved = [_hessian_times(evidence.loss, params, b, direction) for b in evidence.batches]
-    return jax.tree.map(jnp.multiply, params, gradients.mean(curved))
+    return gradients.multiplied(params, gradients.mean(curved))
 
 
 def fisher(params: Params, evidence: Evidence) -> Params:
@@ -51,7 +51,7 @@ def _sum_of_squares(loss: gradients.Loss, params: Params, batch: Batch) -> Param
         return jax.grad(loss)(params, jax.tree.map(lambda x: x[None], example))
 
     per_example = jax.vmap(of_example)(batch)
-    return jax.tree.map(lambda g: jnp.sum(jnp.square(g), axis=0), per_example)
+    return jax.tree.map(lambda g: jnp.sum(jnp.square(widened(g)), axis=0), per_example)
 
 
 GRASP = Criterion("grasp", grasp, needs=("loss", "batches"), aggregate="sum")

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from prunejax.pruning.evidence import Batch, Criterion, Evidence, Params
+from prunejax.pruning.evidence import Batch, Criterion, Evidence, Params, widened
 
 Loss = Callable[[Params, Batch], jax.Array]
 
@@ -31,8 +31,13 @@ def gradient_of(loss: Loss, params: Params, batch: Batch) -> Params:
 def mean_gradient(params: Params, evidence: Evidence) -> Params:
     """The mean over the batches of the objective's gradient, or the one that is known already."""
     if evidence.loss is None or not evidence.batches:
-        return evidence.grads
+        return evidence.like("grads", params)
     return mean([gradient_of(evidence.loss, params, batch) for batch in evidence.batches])
+
+
+def multiplied(first: Params, second: Params) -> Params:
+    """The product of two trees, leaf by leaf, in float32 at least."""
+    return jax.tree.map(lambda x, y: widened(x) * widened(y), first, second)
 
 
 def gradient(params: Params, evidence: Evidence) -> Params:
@@ -42,7 +47,7 @@ def gradient(params: Params, evidence: Evidence) -> Params:
 
 def connection_sensitivity(params: Params, evidence: Evidence) -> Params:
     """G w, to first order the fall of the loss when the weight is removed; signed."""
-    return jax.tree.map(jnp.multiply, mean_gradient(params, evidence), params)
+    return multiplied(mean_gradient(params, evidence), params)
 
 
 def snip(params: Params, evidence: Evidence) -> Params:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from prunejax import trees
-from prunejax.pruning.evidence import Criterion, Evidence, Params
+from prunejax.pruning.evidence import Criterion, Evidence, Params, widened
 
 
 def lamp(params: Params, evidence: Evidence) -> Params:
@@ -23,6 +23,7 @@ def lamp(params: Params, evidence: Evidence) -> Params:
 
 
 def _lamp(w: jax.Array) -> jax.Array:
+    w = widened(w)
     # A common factor cancels, and without it small weights would underflow when squared.
     largest = jnp.max(jnp.abs(w))
     squares = jnp.square(w / jnp.where(largest > 0, largest, 1)).ravel()

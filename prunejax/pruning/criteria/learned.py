@@ -21,9 +21,10 @@ Mask = Any
 
 def learned(params: Params, evidence: Evidence) -> Params:
     """|s| of the scores in the evidence (HYDRA, Sehwag et al. 2020)."""
-    del params
     # The ranking has no gradient; `effective` gives the scores theirs.
-    return jax.tree.map(lambda s: jnp.abs(jax.lax.stop_gradient(s)), evidence.scores)
+    return jax.tree.map(
+        lambda s: jnp.abs(jax.lax.stop_gradient(s)), evidence.like("scores", params)
+    )
 
 
 def initial(params: Params) -> Params:
@@ -34,7 +35,7 @@ def initial(params: Params) -> Params:
     """
 
     def score(w):
-        if jnp.ndim(w) < 2:
+        if jnp.ndim(w) < 2 or not jnp.size(w):
             return jnp.zeros_like(w)
         fan_in = math.prod(w.shape[:-1])
         largest = jnp.max(jnp.abs(w))

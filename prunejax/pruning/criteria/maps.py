@@ -11,7 +11,7 @@ from prunejax.pruning.evidence import Criterion, Evidence, Params
 def _of_images(function: Callable[..., Params]) -> Callable[[Params, Evidence], Params]:
     def score(params: Params, evidence: Evidence) -> Params:
         images = jnp.concatenate([images for images, _ in evidence.batches])
-        return function(evidence.network, _variables(params, evidence), images)
+        return function(evidence.apply_fn, evidence.variables_of(params), images)
 
     score.__doc__ = function.__doc__
     return score
@@ -19,11 +19,8 @@ def _of_images(function: Callable[..., Params]) -> Callable[[Params, Evidence], 
 
 def _pls_vip(params: Params, evidence: Evidence) -> Params:
     images, labels = (jnp.concatenate(part) for part in zip(*evidence.batches, strict=True))
-    return activations.pls_vip(evidence.network, _variables(params, evidence), images, labels)
-
-
-def _variables(params: Params, evidence: Evidence):
-    return {**(evidence.variables or {}), "params": params}
+    variables = evidence.variables_of(params)
+    return activations.pls_vip(evidence.apply_fn, variables, images, labels)
 
 
 NEEDS = ("network", "batches")  # batches are pairs of images and labels

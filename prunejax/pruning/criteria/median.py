@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from prunejax import trees
-from prunejax.pruning.evidence import Criterion, Evidence, Params
+from prunejax.pruning.evidence import Criterion, Evidence, Params, widened
 
 
 def geometric_median(params: Params, evidence: Evidence) -> Params:
@@ -18,7 +18,7 @@ def geometric_median(params: Params, evidence: Evidence) -> Params:
     def score(path, w):
         if path not in paths:
             return jnp.zeros(())
-        filters = w.reshape(-1, w.shape[-1]).T
+        filters = widened(w).reshape(-1, w.shape[-1]).T
         # One filter at a time: all differences at once would take out^2 * fan_in numbers.
         distances = jax.lax.map(lambda f: jnp.linalg.norm(filters - f, axis=1).sum(), filters)
         return distances.reshape(*[1] * (w.ndim - 1), -1)

@@ -2,17 +2,26 @@
 
 import re
 
+import jax
 import jax.numpy as jnp
 
-from prunejax import trees
+from prunejax import jaxprs, trees
+from prunejax.pruning.activations import search
 from prunejax.pruning.evidence import Criterion, Evidence, Params
 
 
 def norm_scale(params: Params, evidence: Evidence) -> Params:
     """|gamma| of the normalisation that follows, one value for each output, `[1, ..., 1, out]`.
 
-    Liu et al. (2017), network slimming. Which normalisation follows is said by `evidence.norms`,
-    and for the others by Flax's names: `Conv_i/kernel` -> `BatchNorm_i/scale` of the same module.
+    Liu et al. (2017), network slimming. Which normalisation follows is said by `evidence.norms`.
+    For the others it is found in the equations of `evidence.network`, where that is there with
+    `input_shape` or batches of (images, labels): the first parameter that multiplies the layer's
+    outputs, a number each, before another layer reads them; for a branch that is added up before
+    it is normalised, as in pre-activation networks, that of the first normalisation of the sum.
+
+    Without a network Flax's names decide: `Conv_i/kernel` -> `BatchNorm_i/scale` of the same
+    module. That holds where each convolution has its normalisation behind it, and is *wrong* for
+    pre-activation networks, in which the i-th normalisation comes before the i-th convolution.
 
     Raises:
       ValueError: a weight that is to be scored has no such scale, or one of another length.
@@ -22,11 +31,11 @@ def norm_scale(params: Params, evidence: Evidence) -> Params:
     unknown = [p for pair in given.items() for p in pair if p not in leaves]
     if unknown:
         raise ValueError(f"norms names {unknown[0]!r}, which is none of {list(leaves)}.")
-    scales = {path: given.get(path, _by_name(path)) for path in leaves}
+    scales = {**_followers(params, evidence), **given}
     # Alone, without a pruner that says what is needed, score what can be scored.
-    needed = evidence.paths or tuple(p for p in evidence.weights(params) if scales[p] in leaves)
+    needed = evidence.paths or tuple(p for p in evidence.weights(params) if p in scales)
     for path in needed:
-        if scales[path] not in leaves:
+        if path not in scales:
             raise ValueError(
                 f"criterion 'norm_scale' knows no normalisation that follows {path!r}; exclude it "
                 f"or pass evidence=Evidence(norms={{{path!r}: path of its scale}})."
@@ -43,6 +52,30 @@ def norm_scale(params: Params, evidence: Evidence) -> Params:
         return jnp.abs(leaves[scales[path]]).reshape(*[1] * (jnp.ndim(w) - 1), -1)
 
     return trees.map_with_path(score, params)
+
+
+def _followers(params: Params, evidence: Evidence) -> dict[str, str]:
+    """By path of a weight that of the scale that follows, as far as it is known."""
+    shape = _input_shape(evidence)
+    if evidence.network is None or shape is None:
+        names = {path: _by_name(path) for path in trees.flatten(params)}
+        return {path: scale for path, scale in names.items() if scale in trees.flatten(params)}
+    if set(evidence.weights(params)) <= set(evidence.norms or ()):
+        return {}
+    variables = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)),
+        evidence.variables_of(params),
+    )
+    images = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    program = jaxprs.flat(evidence.apply_fn, variables, images)
+    return search.scales(program, list(trees.flatten(variables)))
+
+
+def _input_shape(evidence: Evidence) -> tuple[int, ...] | None:
+    if evidence.input_shape is not None:
+        return tuple(evidence.input_shape)
+    pairs = [batch for batch in evidence.batches if isinstance(batch, tuple | list)]
+    return jnp.shape(pairs[0][0])[1:] if pairs else None
 
 
 def _by_name(path: str) -> str | None:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from prunejax.classifier import Network
+from prunejax.pruning.criteria import gradients
 from prunejax.pruning.evidence import Criterion, Evidence, Params
 
 
@@ -19,19 +20,19 @@ def synflow(params: Params, evidence: Evidence) -> Params:
     unit, the sum over its weights. A `Network`'s normalisation is left out, its batch statistics
     are those of `evidence.variables`. R grows with depth: beyond 1e38 it needs 64-bit floats.
     """
-    network = evidence.network
+    network = evidence.apply_fn
     if isinstance(network, Network):
         network = dataclasses.replace(network, mean=0.0, std=1.0)
     positive = jax.tree.map(jnp.abs, params)
-    flow = _flow(network, tuple(evidence.input_shape), positive, evidence.variables)
-    return jax.tree.map(jnp.multiply, positive, flow)
+    flow = _flow(network, tuple(evidence.input_shape), positive, evidence.variables or {})
+    return gradients.multiplied(positive, flow)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _flow(network, input_shape, positive, variables):
     def outputs(params):
-        arguments = params if variables is None else {**variables, "params": params}
-        return network(arguments, jnp.ones((1, *input_shape))).sum()
+        variables_of = {**variables, "params": params}
+        return network(variables_of, jnp.ones((1, *input_shape))).sum()
 
     return jax.grad(outputs)(positive)
 

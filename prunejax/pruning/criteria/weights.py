@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from prunejax import trees
-from prunejax.pruning.evidence import Criterion, Evidence, Params
+from prunejax.pruning.evidence import Criterion, Evidence, Params, widened
 
 
 def magnitude(params: Params, evidence: Evidence) -> Params:
@@ -18,7 +18,7 @@ def magnitude(params: Params, evidence: Evidence) -> Params:
 def squared(params: Params, evidence: Evidence) -> Params:
     """w^2: the ranking of |w| for weights, that of the L2 norm for the mean or sum of a unit."""
     del evidence
-    return jax.tree.map(jnp.square, params)
+    return jax.tree.map(lambda w: jnp.square(widened(w)), params)
 
 
 def random(params: Params, evidence: Evidence) -> Params:

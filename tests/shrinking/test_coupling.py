@@ -1,0 +1,271 @@
+"""Which channels can go, by what reads them and what they meet; networks are plain functions."""
+
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from prunejax import masks, shrinking
+from prunejax.classifier import Classifier
+from prunejax.pruning import Pruner
+
+SHAPE = (3, 3, 4)
+
+
+def classifier_of(function, **shapes):
+    """`function(params, images)` with random parameters, none of them 0."""
+    rng = np.random.default_rng(0)
+    params = {
+        name: rng.choice([-1, 1], shape) * rng.uniform(0.1, 1, shape).astype(np.float32)
+        for name, shape in shapes.items()
+    }
+    return Classifier({"params": params}, lambda variables, x: function(variables["params"], x))
+
+
+def structure_of(classifier, shape=SHAPE):
+    return shrinking.of(classifier.apply_fn, classifier.variables, shape)
+
+
+def number_removable(traced, path, axis=-1):
+    return int(traced.removable()[traced.along(f"params/{path}")[axis]].sum())
+
+
+def pooled(function):
+    """A layer `a` of six channels, what the function does to them, and a layer that reads them."""
+
+    def network(p, x):
+        y = function(p, x, x @ p["a"])
+        return y.mean(tuple(range(1, y.ndim - 1))) @ p["b"]
+
+    return network
+
+
+def log_sum_exp(h):
+    return jax.lax.reduce(h, jnp.float32(-jnp.inf), jnp.logaddexp, (1, 2))
+
+
+def log_sum_exp_pool(h):
+    return nn.pooling.pool(h, -jnp.inf, jnp.logaddexp, (2, 2), (1, 1), "VALID")
+
+
+def average_of_what_is_there(h):
+    return nn.avg_pool(h, (2, 2), (2, 2), "SAME", count_include_pad=False)
+
+
+GROWING = np.linspace(0, 1, 3, dtype=np.float32).reshape(1, 3, 1, 1)
+
+# What is done to six channels, and how many of them can go.
+ONE_MEETS_ALL = {
+    "gate of one channel": (lambda p, x, h: h * nn.sigmoid(h @ p["one"]), 6),
+    "parameter of one number": (lambda p, x, h: h * p["number"], 6),
+    "first channel": (lambda p, x, h: h * h[..., :1], 5),
+    "first channel, picked out": (lambda p, x, h: h * h[..., 0][..., None], 5),
+    "constant of each row": (lambda p, x, h: h * GROWING, 6),
+    "pixel of the image as a factor": (lambda p, x, h: h * x[..., :1], 6),
+    "pooling that counts": (lambda p, x, h: average_of_what_is_there(h), 6),
+    "reduction by any function": (lambda p, x, h: log_sum_exp(h)[:, None], 6),
+    "pooling by any function": (lambda p, x, h: log_sum_exp_pool(h), 6),
+}
+
+
+def test_what_meets_all_channels_at_once_is_understood():
+    pairs = []
+    for name, (function, wanted) in ONE_MEETS_ALL.items():
+        shapes = {"a": (4, 6), "b": (6, 2), "one": (6, 1), "number": (1,)}
+        classifier = classifier_of(pooled(function), **shapes)
+        traced = structure_of(classifier)
+        assert number_removable(traced, "a") == wanted, name
+        assert number_removable(traced, "one") == 0
+        mask = shrinking.channel_mask(traced, classifier.variables, 0.5)
+        small = shrinking.shrink(classifier, mask, SHAPE, check=False)
+        assert small.params["a"].shape == (4, 6 - round(0.5 * wanted)), name
+        pairs.append((classifier.with_params(masks.apply(classifier.params, mask)), small))
+    images = jax.random.uniform(jax.random.key(0), (3, *SHAPE))
+    # As one program, to be compiled once.
+    outputs = jax.jit(lambda x: [[network(x) for network in pair] for pair in pairs])(images)
+    for name, (expected, found) in zip(ONE_MEETS_ALL, outputs, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda p, x, h: jnp.pad(x, ((0, 0),) * 3 + ((0, 2),)) + nn.relu(h),
+        lambda p, x, h: nn.relu(h) - x[..., :1],
+        lambda p, x, h: jnp.maximum(h, jnp.sort(x @ p["sorted"])),
+        lambda p, x, h: jnp.where(h > 0, jnp.pad(x, ((0, 0),) * 3 + ((0, 2),)), h),
+        lambda p, x, h: jnp.concatenate([h, jnp.pad(x, ((0, 0),) * 3 + ((0, 2),))], axis=1),
+    ],
+    ids=["sum", "difference", "maximum", "choice", "beside"],
+)
+def test_channels_beside_what_no_layer_makes_of_the_images_stay(function):
+    classifier = classifier_of(pooled(function), a=(4, 6), b=(6, 2), sorted=(4, 6))
+    traced = structure_of(classifier)
+    assert number_removable(traced, "a") == 0
+    mask = masks.dense(classifier.params)
+    mask["a"] = jnp.arange(6)[None] >= 2
+    with pytest.raises(ValueError, match=r"'a'.* added to what no layer makes of the images"):
+        shrinking.kept_channels(traced, classifier.params, mask)
+
+
+def test_what_is_zero_or_the_same_for_all_images_may_be_added():
+    def function(p, x, h):
+        return jnp.where(x[..., :1] > 0.5, h, 0.0) + jnp.arange(6.0)
+
+    traced = structure_of(classifier_of(pooled(function), a=(4, 6), b=(6, 2)))
+    assert number_removable(traced, "a") == 6
+
+
+def test_a_channel_that_activations_read_too_stays_without_its_layer():
+    def attention(p, x):
+        h = nn.relu(x @ p["a"])
+        weights = nn.softmax(h @ jnp.swapaxes(h, 1, 2))
+        return (weights @ (h @ p["b"])).mean(1) @ p["c"]
+
+    def without(p, x):
+        return (nn.relu(x @ p["a"]) @ p["b"]).mean(1) @ p["c"]
+
+    for network, left in ((attention, 6), (without, 5)):
+        classifier = classifier_of(network, a=(4, 6), b=(6, 3), c=(3, 2))
+        traced = structure_of(classifier, (5, 4))
+        mask = masks.dense(classifier.params)
+        mask["b"] = jnp.arange(6)[:, None] != 2  # what reads channel 2
+        kept = shrinking.kept_channels(traced, classifier.params, mask)
+        assert kept[traced.along("params/a")[1]].sum() == left
+        mask = masks.dense(classifier.params)
+        mask["a"] = jnp.arange(6)[None] != 2  # what makes it
+        kept = shrinking.kept_channels(traced, classifier.params, mask)
+        assert kept[traced.along("params/a")[1]].sum() == 5
+
+
+def two_layers(p, x):
+    return nn.relu(x @ p["a"] + p["bias"]) @ p["b"]
+
+
+def test_a_mask_of_filters_is_taken_by_its_word():
+    classifier = classifier_of(two_layers, a=(4, 6), bias=(6,), b=(6, 2))
+    mask = masks.dense(classifier.params)
+    mask["a"] = jnp.arange(6)[None] % 3 != 0
+    with pytest.raises(ValueError, match=r"keeps what is not zero of 'bias'.* carry=True"):
+        shrinking.shrink(classifier, mask, (4,))
+
+    images = np.random.default_rng(1).uniform(size=(5, 4)).astype(np.float32)
+    a, bias, b = (np.asarray(classifier.params[name]) for name in ("a", "bias", "b"))
+    left = [1, 2, 4, 5]
+    expected = np.maximum(images @ a[:, left] + bias[left], 0) @ b[left]
+    carried = shrinking.shrink(classifier, mask, (4,), carry=True)
+    assert carried.params["bias"].shape == (4,)
+    np.testing.assert_allclose(carried(images), expected, rtol=1e-4, atol=1e-5)
+
+    # Where the bias is zero there, the masked network is the smaller one.
+    bias = bias * (np.arange(6) % 3 != 0)
+    zero = classifier.with_params({**classifier.params, "bias": bias})
+    small = shrinking.shrink(zero, mask, (4,))
+    np.testing.assert_allclose(small(images), expected, rtol=1e-4, atol=1e-5)
+    masked = zero.with_params(masks.apply(zero.params, mask))
+    np.testing.assert_allclose(masked(images), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_mask_of_filters_behind_which_zero_is_not_zero_is_refused():
+    classifier = classifier_of(lambda p, x: nn.sigmoid(x @ p["a"]) @ p["b"], a=(4, 6), b=(6, 2))
+    mask = masks.dense(classifier.params)
+    mask["a"] = jnp.arange(6)[None] > 0
+    with pytest.raises(ValueError, match=r"what becomes of their zeros.* carry=True"):
+        shrinking.shrink(classifier, mask, (4,))
+    mask["b"] = jnp.arange(6)[:, None] > 0
+    assert shrinking.shrink(classifier, mask, (4,)).params["b"].shape == (5, 2)
+
+
+def test_images_of_another_shape_are_named():
+    classifier = classifier_of(two_layers, a=(4, 6), bias=(6,), b=(6, 2))
+    mask = masks.dense(classifier.params)
+    with pytest.raises(ValueError, match=r"image_shape is \(5,\), and the network does not take"):
+        shrinking.shrink(classifier, mask, (5,))
+    with pytest.raises(ValueError, match=r"image_shape is \(5,\), and the network does not take"):
+        structure_of(classifier, (5,))
+
+
+def normed(p, x):
+    h = x @ p["b"].T
+    return (h - h.mean(-1, keepdims=True)) @ p["a"].T
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "global"])
+@pytest.mark.parametrize(
+    ("network", "options", "reason"),
+    [
+        (normed, {}, "those that 'b' makes must stay, 'reduce_sum' is taken over them"),
+        (two_layers, {"include": ("b",)}, "pruner leaves 'a' alone"),
+        (lambda p, x: x @ p["a"], {}, "'a' makes must stay, they are the network's outputs"),
+    ],
+    ids=["normalisation", "excluded", "one layer"],
+)
+def test_where_no_channel_can_go_it_says_why(allocation, network, options, reason):
+    classifier = classifier_of(network, a=(4, 6), bias=(6,), b=(6, 4))
+    traced, pruner = structure_of(classifier, (4,)), Pruner(allocation=allocation, **options)
+    with pytest.raises(ValueError, match=f"no channels can be removed: .*{re.escape(reason)}"):
+        shrinking.channel_mask(traced, classifier.variables, 0.5, pruner)
+    mask = shrinking.channel_mask(traced, classifier.variables, 0.0, pruner)
+    assert masks.density(classifier.params, mask) == 1.0
+
+
+def convolved(layout):
+    def network(p, x):
+        y = jax.lax.conv_general_dilated(
+            x, p["a"], (1, 1), "VALID", dimension_numbers=("NHWC", layout, "NHWC")
+        )
+        return y.mean((1, 2)) @ p["b"]
+
+    return network
+
+
+def heads(p, x):
+    q, k, v = (jnp.einsum("btd,dhe->bthe", x, p[name]) for name in ("q", "k", "a"))
+    weights = nn.softmax(jnp.einsum("bqhe,bkhe->bhqk", q, k))
+    return jnp.einsum("bhqk,bkhe,hed->bd", weights, v, p["b"])
+
+
+@pytest.mark.parametrize(
+    ("network", "kernel", "axis"),
+    [
+        (lambda p, x: (x @ p["a"]).mean((1, 2)) @ p["b"], (4, 6), 1),
+        (lambda p, x: (x @ p["a"].T).mean((1, 2)) @ p["b"], (6, 4), 0),
+        (convolved("HWIO"), (2, 2, 4, 6), 3),
+        (convolved("HWOI"), (2, 2, 6, 4), 2),
+    ],
+    ids=["columns", "rows", "filters", "transposed filters"],
+)
+def test_a_weight_is_scored_where_it_makes_channels_and_the_lowest_go(network, kernel, axis):
+    classifier = classifier_of(network, a=kernel, b=(6, 2))
+    traced = structure_of(classifier)
+    scores = shrinking.channel_scores(traced, classifier.params, Pruner())
+    others = tuple(i for i in range(len(kernel)) if i != axis)
+    expected = np.abs(classifier.params["a"]).mean(others)
+    np.testing.assert_allclose(scores[traced.along("params/a")[axis]], expected, rtol=1e-6)
+    mask = shrinking.channel_mask(traced, classifier.variables, 0.5)
+    left = np.asarray(mask["a"]).any(others)
+    assert set(np.flatnonzero(~left)) == set(np.argsort(expected)[:3])
+
+
+def test_heads_are_scored_by_the_mean_of_all_that_make_them():
+    kernel = (4, 3, 6)
+    classifier = classifier_of(heads, q=kernel, k=kernel, a=kernel, b=(3, 6, 2))
+    traced = structure_of(classifier, (5, 4))
+    scores = shrinking.channel_scores(traced, classifier.params, Pruner())
+    assert number_removable(traced, "a", 1) == 3
+    heads_of = [np.abs(classifier.params[name]).mean((0, 2)) for name in ("q", "k", "a")]
+    expected = np.mean(heads_of, axis=0)
+    np.testing.assert_allclose(scores[traced.along("params/a")[1]], expected, rtol=1e-6)
+    # What a head's values are made of is its own layer's; queries and keys go together.
+    of_values = np.abs(classifier.params["a"]).mean((0, 1))
+    np.testing.assert_allclose(scores[traced.along("params/a")[2]], of_values, rtol=1e-6)
+
+
+def test_outputs_on_a_first_axis_are_named():
+    classifier = classifier_of(convolved("OIHW"), a=(6, 4, 2, 2), b=(6, 2))
+    traced = structure_of(classifier)
+    with pytest.raises(ValueError, match="the channels of 'a' are on its axis 0 of 4"):
+        shrinking.channel_mask(traced, classifier.variables, 0.5)
