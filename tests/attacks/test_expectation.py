@@ -96,6 +96,7 @@ def largest_margins(problem, budgets) -> np.ndarray:
     return np.array(best)
 
 
+@pytest.mark.exhaustive
 def test_rand_finds_what_is_adversarial_in_the_mean_and_nothing_else():
     """The draws of an image move its margin by 0.03; attacks can only look for lucky ones."""
     problem = random_linear(0, (20,), examples=8)
