@@ -48,8 +48,7 @@ class CarliniWagner(Attack):
         min_w ||x(w) - image||_2^2 + c max(kappa - margin(x(w)), 0),   x(w) = (tanh(w) + 1) / 2
 
     c is multiplied by 10 until a round of iterations ends with an adversarial example, then
-    bisected. Every round starts at the clean image. It ends early where the loss has not fallen to
-    0.9999 of what it was a tenth of the round before, and the example goes on with its next round.
+    bisected. Every round starts at the clean image.
     Carlini & Wagner (2017), "Towards evaluating the robustness of neural networks", section VI-A.
 
     Attributes:
@@ -59,7 +58,9 @@ class CarliniWagner(Attack):
       learning_rate: of Adam, positive; 0.01 in the authors' code.
       initial_c: the first c, positive; 0.001 in the authors' code.
       confidence: kappa, the margin an example must have to be adversarial, at least 0.
-      abort_early: whether rounds may end early.
+      abort_early: end a round where the loss has not fallen to 0.9999 of what it was a tenth of the
+        round before; the example goes on with its next. The authors' code looks at the sum over a
+        batch, which falls for longer: here the median distance was 1.02 times as far with it.
     """
 
     norm: str = "l2"
@@ -68,7 +69,7 @@ class CarliniWagner(Attack):
     learning_rate: float = 0.01
     initial_c: float = 1e-3
     confidence: float = 0.0
-    abort_early: bool = True
+    abort_early: bool = False
 
     supported: ClassVar[tuple[str, ...]] = ("l2",)
     reference: ClassVar[str] = "Carlini & Wagner 2017"

@@ -103,7 +103,7 @@ def test_rounds_by_hand():
 
 def test_a_round_without_progress_ends_early():
     """Where the penalty is flat the loss can only rise: looked at after a tenth of the round."""
-    attack = attacks.CarliniWagner(steps=400, rounds=2, initial_c=1.0)
+    attack = attacks.CarliniWagner(steps=400, rounds=2, initial_c=1.0, abort_early=True)
     states = run_steps(attack, line(0.0, -1.0), 50)
     assert [int(s.round) for s in states[20:24]] == [0, 1, 1, 1]
     assert bool(attack.finished(states[-1]))

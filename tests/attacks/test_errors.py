@@ -269,6 +269,11 @@ def test_hyperparameters_out_of_range(name):
             attacks.create(name, **{option: value})
 
 
+def test_an_unknown_strategy():
+    with pytest.raises(ValueError, match="strategy 'best'.*'best1'.*best1, both, rand1"):
+        attacks.create("one_pixel", strategy="best")
+
+
 @pytest.mark.parametrize("name", [n for n, attack in attacks.ATTACKS.items() if has_loss(attack)])
 def test_an_unknown_loss(name):
     with pytest.raises(

@@ -45,17 +45,21 @@ def test_paint_against_a_loop(shape):
         assert np.array_equal(x, wanted.reshape(shape))
 
 
-def test_children_follow_the_published_rule():
-    attack = attacks.OnePixel(differential_weight=0.7)
+@pytest.mark.parametrize("strategy", ["rand1", "best1", "both"])
+def test_children_follow_the_published_rule(strategy):
+    attack = attacks.OnePixel(differential_weight=0.7, strategy=strategy)
     population = jax.random.uniform(jax.random.key(1), (6, 2, 5))
     population = population.at[..., 2:].set(jnp.round(population[..., 2:]))
-    children = np.asarray(attack.breed(KEY, population)).astype(np.float64)
+    loss = jnp.arange(6.0) % 4  # the fourth is the best
+    children = np.asarray(attack.breed(KEY, population, loss)).astype(np.float64)
     parents = np.asarray(population).astype(np.float64)
     outside = 0
     for i, child in enumerate(children):
         fits = []
         for a, b, c in itertools.permutations([j for j in range(6) if j != i], 3):
-            wanted = parents[a] + 0.7 * (parents[b] - parents[c])
+            is_random = strategy == "rand1" or (strategy == "both" and i % 2 == 0)
+            near = parents[a if is_random else 3]
+            wanted = near + 0.7 * (parents[b] - parents[c])
             place, colour = wanted[:, :2], np.clip(wanted[:, 2:], 0, 1)
             away = (place < 0) | (place >= 1)
             same_place = away | (np.abs(child[:, :2] - place) < 1e-5)
