@@ -40,5 +40,7 @@ pip install eagerpy GitPython requests scipy tqdm
 pip install "setuptools<81" wheel
 pip install --no-build-isolation visdom
 pip install --no-deps foolbox torchattacks adv-lib pyautoattack torch-pruning
+# What Brendel & Bethge in foolbox imports when it is called.
+pip install --no-deps numba llvmlite
 
 "$folder/bin/python" -c "import adv_lib, foolbox, pyautoattack, torch, torch_pruning, torchattacks"

@@ -270,7 +270,7 @@ def test_hyperparameters_out_of_range(name):
 
 
 def test_an_unknown_strategy():
-    with pytest.raises(ValueError, match="strategy 'best'.*'best1'.*best1, both, rand1"):
+    with pytest.raises(ValueError, match=r"strategy 'best'.*'best1'.*best1, both, rand1"):
         attacks.create("one_pixel", strategy="best")
 
 
