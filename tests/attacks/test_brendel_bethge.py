@@ -88,7 +88,7 @@ def test_a_hyperplane_out_of_reach_is_approached():
         ("linf", (7, 5, 1), 2, 1.05, {}),
         ("l1", (20,), 3, 1.25, {"restarts": 3}),
         ("l0", (9, 8, 3), 2, 1.25, {}),
-        ("l0_pixels", (9, 8, 3), 2, 1.25, {}),
+        pytest.param("l0_pixels", (9, 8, 3), 2, 1.25, {}, marks=pytest.mark.exhaustive),
     ],
 )
 def test_reaches_the_optimum(norm, shape, classes, bound, options, linear_classifier):

@@ -59,6 +59,7 @@ def _as_two_processes(module, *args):
     return outputs
 
 
+@pytest.mark.exhaustive
 def test_two_processes_train_and_evaluate_as_one(tmp_path):
     ours, alone = tmp_path / "two", tmp_path / "one"
     (tmp_path / "config.py").write_text(CONFIG)
