@@ -57,7 +57,7 @@ def load_split(
         config.dataset.name,
         split,
         data_dir=config.dataset.data_dir or None,
-        image_size=config.dataset.image_size,
+        image_size=config.dataset.get("image_size"),  # older runs have none
         progress=functools.partial(report, f"read {config.dataset.name} {split}"),
     )
 
