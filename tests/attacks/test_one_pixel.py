@@ -124,7 +124,9 @@ def pixels_away(number: int, shape, classes: int) -> LinearProblem:
 @pytest.mark.parametrize(
     ("shape", "classes", "options"),
     [
-        ((9, 8, 3), 3, {"population": 100, "steps": 40}),
+        pytest.param(
+            (9, 8, 3), 3, {"population": 100, "steps": 40}, marks=pytest.mark.exhaustive
+        ),
         ((20,), 2, {"pixels": 2, "population": 40, "restarts": 2, "targeted": True}),
     ],
 )

@@ -74,7 +74,13 @@ def test_pgd_is_as_strong_as_it_is_known_to_be(pgd, classifier, examples):
     assert np.array_equal(np.argmax(classifier(pgd.images), axis=1) != labels, pgd.success)
 
 
-@pytest.mark.parametrize("attack", [attacks.DeepFool(), attacks.SigmaZero(steps=100)])
+@pytest.mark.parametrize(
+    "attack",
+    [
+        attacks.DeepFool(),
+        pytest.param(attacks.SigmaZero(steps=100), marks=pytest.mark.exhaustive),
+    ],
+)
 def test_minimum_norm_attacks_agree_with_verification(attack, pgd, classifier, examples):
     images, labels = (part[:100] for part in examples)
     result = attacks.run(attack, classifier, images, labels, key=KEY, batch_size=128)

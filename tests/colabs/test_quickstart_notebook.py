@@ -12,6 +12,7 @@ NOTEBOOK = pathlib.Path(__file__).parents[2] / "colabs" / "quickstart.ipynb"
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive  # the same walk as test_quickstart, but for a cell or two
 def test_runs_and_shows_what_its_run_directory_holds(tmp_path, monkeypatch):
     monkeypatch.setenv("PRUNEJAX_EPOCHS", "2")
     monkeypatch.setenv("PRUNEJAX_EXAMPLES", "16")

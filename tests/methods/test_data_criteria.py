@@ -146,7 +146,9 @@ def lowest_gone(scores, number):
     return kept
 
 
-@pytest.mark.parametrize("name", ["gradual_natural", "alternating"])
+@pytest.mark.parametrize(
+    "name", ["gradual_natural", pytest.param("alternating", marks=pytest.mark.exhaustive)]
+)
 def test_snip_takes_the_gradient_of_the_phases_objective_at_the_weights_of_the_step(
     name, dense_until
 ):
