@@ -124,9 +124,7 @@ def pixels_away(number: int, shape, classes: int) -> LinearProblem:
 @pytest.mark.parametrize(
     ("shape", "classes", "options"),
     [
-        pytest.param(
-            (9, 8, 3), 3, {"population": 100, "steps": 40}, marks=pytest.mark.exhaustive
-        ),
+        pytest.param((9, 8, 3), 3, {"population": 100, "steps": 40}, marks=pytest.mark.exhaustive),
         ((20,), 2, {"pixels": 2, "population": 40, "restarts": 2, "targeted": True}),
     ],
 )
