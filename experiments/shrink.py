@@ -60,10 +60,6 @@ def shrink(
     settings = config.shrinking
     names.lookup("shrinking.target", settings.target, dict.fromkeys(COSTS))
     names.lookup("shrinking.remove", settings.remove, REMOVE)
-    allocations = dict.fromkeys(shrinking.ALLOCATIONS)
-    names.lookup("shrinking.allocation", settings.allocation, allocations)
-    if not config.init_from:
-        raise ValueError("init_from is empty; name the folder of the run to make smaller.")
     method = methods.create(**config.method)
     pruner = pruning.Pruner(
         criterion=settings.criterion,
@@ -73,6 +69,8 @@ def shrink(
         aggregate=settings.aggregate,
         guard=settings.guard,
     )
+    if not config.init_from:
+        raise ValueError("init_from is empty; name the folder of the run to make smaller.")
     train_set, validation_set = (
         from_config.load_split(config, split, report) for split in ("train", "validation")
     )

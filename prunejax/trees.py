@@ -120,9 +120,23 @@ def size(tree: Params) -> int:
     return sum(jnp.size(leaf) for leaf in jax.tree.leaves(tree))
 
 
-def drop(tree: Mapping[str, Any], paths: Collection[str]) -> dict[str, Any]:
-    """Nested dicts without the leaves at these paths, and without dicts that are left empty."""
-    return nested({path: leaf for path, leaf in flatten(tree).items() if path not in paths})
+def drop(tree: Mapping[str, Any], paths: Collection[str], at: str = "") -> dict[str, Any]:
+    """Nested dicts without the leaves at these paths, and without dicts that are left empty.
+
+    Args:
+      tree: nested dicts; a key may itself have a "/", as Haiku's do.
+      paths: of leaves.
+      at: path of `tree` in a larger one, with a "/" behind it.
+    """
+    left = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            value = drop(value, paths, f"{at}{key}/")
+            if value:
+                left[key] = value
+        elif at + key not in paths:
+            left[key] = value
+    return left
 
 
 def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:

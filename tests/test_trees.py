@@ -144,3 +144,7 @@ def test_leaves_can_be_dropped_and_nested_again():
     tree = {"a": {"b": {"c": 1, "d": 2}, "e": {"f": 3}}, "g": 4}
     assert trees.nested(trees.flatten(tree)) == tree
     assert trees.drop(tree, ["a/b/c", "a/e/f"]) == {"a": {"b": {"d": 2}}, "g": 4}
+    # Haiku's names have a separator of their own.
+    assert trees.drop({"net/~/a": {"w": 1, "b": 2}, "c": {"w": 3}}, ["net/~/a/b", "c/w"]) == {
+        "net/~/a": {"w": 1}
+    }

@@ -16,14 +16,23 @@ def cost_table(costs: Mapping[str, Efficiency]) -> Table:
 
     Args:
       costs: by network's name, as `evaluation.efficiency.efficiency` gives them.
+
+    Raises:
+      ValueError: they were measured at several batch sizes.
     """
+    sizes = {cost.batch_size for cost in costs.values()}
+    if len(sizes) > 1:
+        raise ValueError(f"costs are of batches of {sorted(sizes)} images; measure all at one.")
     table = Table(
-        caption="FLOPs of one image; effective: without those of zero weights, which a mask does "
-        "not save by itself. Latency of a batch, measured here."
+        caption="Nominal density: of the weights that the mask could remove; density: of all. "
+        "FLOPs of one image; effective: without those of zero weights, which a mask does not save "
+        f"by itself. Latency and memory of a batch of {sizes.pop()}, measured here."
     )
     table.add_column("network", no_wrap=True)
     for header in (
+        "nominal",
         "density",
+        "parameters",
         "nonzero",
         "MFLOPs",
         "effective",
@@ -36,7 +45,9 @@ def cost_table(costs: Mapping[str, Efficiency]) -> Table:
     for name, cost in costs.items():
         table.add_row(
             name,
+            f"{cost.nominal_density:.4f}",
             f"{cost.density:.4f}",
+            f"{cost.parameters:,}",
             f"{cost.nonzero:,}",
             f"{cost.flops / 1e6:.2f}",
             f"{cost.effective_flops / 1e6:.2f}",

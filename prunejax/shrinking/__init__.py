@@ -4,7 +4,7 @@ small = shrinking.shrink(classifier, mask, image_shape=(32, 32, 3))
 """
 
 from prunejax.shrinking.block_pruning import block_scores, lowest_blocks
-from prunejax.shrinking.channel_pruning import ALLOCATIONS, channel_mask, channel_scores
+from prunejax.shrinking.channel_pruning import channel_mask, channel_scores
 from prunejax.shrinking.iterate import Round, iterate
 from prunejax.shrinking.residual import Block, blocks
 from prunejax.shrinking.shrink import carried, groups, kept_channels, remove_blocks, shrink
@@ -12,7 +12,6 @@ from prunejax.shrinking.shrunk import Shrunk, describe, from_description, whole
 from prunejax.shrinking.structure import Structure, of
 
 __all__ = [
-    "ALLOCATIONS",
     "Block",
     "Round",
     "Shrunk",

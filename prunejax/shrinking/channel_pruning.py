@@ -1,6 +1,7 @@
 """Choosing channels as they can be removed: all that belongs to one together."""
 
 import dataclasses
+import fnmatch
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,15 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prunejax import masks, names, trees
-from prunejax.pruning import selection
+from prunejax import masks, trees
+from prunejax.pruning import allocation, selection
 from prunejax.pruning.evidence import Evidence
 from prunejax.pruning.pruner import Pruner
 from prunejax.shrinking import shrink, structure
 from prunejax.shrinking.coupling import OUTPUTS
 from prunejax.shrinking.structure import Structure
 
-ALLOCATIONS = ("uniform", "global")
 # The units of a weight with one position on an axis, by axis: (of rank 2, of higher ranks).
 UNITS = {-1: ("column", "filter"), -2: ("row", "channel")}
 
@@ -40,9 +40,10 @@ def channel_mask(
       variables: of the network.
       sparsity: share of the channels to remove, in [0, 1).
       pruner: its criterion and aggregate score the filters of convolutions and the columns of dense
-        layers; a group of channels is left alone where any of its makers is excluded. Allocation
-        "uniform" removes `round(sparsity n)` of the n channels of each group, "global" of all
-        together by one threshold. Its guard keeps a channel of each group.
+        layers; a group of channels is left alone where any of its makers is excluded. To its
+        allocation each group is a layer, of as many units as it has channels and of the path and
+        shape of one of its makers: the first that a table's patterns match, or the first of all.
+        Its guard keeps a channel of each group.
       evidence: for criteria that need more than the weights.
       multiple: what each group keeps is rounded up to a multiple of this, or left whole: the best
         of those that would go stay. (`shrink` keeps zeros, which training does not revive.)
@@ -51,15 +52,14 @@ def channel_mask(
       A mask of the parameters that is carried through everything a channel touches.
 
     Raises:
-      ValueError: a sparsity outside [0, 1), an allocation of another kind, a multiple below 1, a
-        pattern without a match, evidence that the criterion lacks, no channel that could be
-        removed, or a weight whose outputs are on neither of its last two axes.
+      ValueError: a sparsity outside [0, 1) or above that of the allocation's table, a multiple
+        below 1, a pattern without a match, evidence that the criterion lacks, no channel that could
+        be removed, or a weight whose outputs are on neither of its last two axes.
     """
     pruner = Pruner() if pruner is None else pruner
     if not 0 <= sparsity < 1:
         raise ValueError(f"sparsity is {sparsity}; it must lie in [0, 1).")
     shrink.require_multiple(multiple)
-    names.lookup("allocation of channels", pruner.allocation, dict.fromkeys(ALLOCATIONS))
     params = variables["params"]
     score = channel_scores(traced, params, pruner, evidence)
     allowed = trees.prunable(params, pruner.include, pruner.exclude)
@@ -68,18 +68,41 @@ def channel_mask(
         if sparsity:
             raise ValueError(f"no channels can be removed: {_why_none(traced, pruner, allowed)}.")
         return masks.dense(params)
-    together = groups if pruner.allocation == "uniform" else [np.concatenate(groups)]
     kept = np.ones(traced.number, bool)
     best_first = [_best_first(group, score) for group in groups]
     best = [group[0] for group in best_first] if pruner.guard else []
-    for group in together:
-        ranked = np.where(np.isin(group, best), np.inf, score[group])
-        number = min(round(sparsity * len(group)), int(np.isfinite(ranked).sum()))
+    for together, number in _removed(traced, groups, params, sparsity, pruner):
+        ranked = np.where(np.isin(together, best), np.inf, score[together])
         keep = selection.keep_all_but_lowest(jnp.asarray(ranked, jnp.float32), number)
-        kept[group[~np.asarray(keep)]] = False
+        kept[together[~np.asarray(keep)]] = False
     for group in best_first:
         kept[shrink.to_bring_back(group, kept[group], multiple)] = True
     return structure.carry(traced, kept, variables)["params"]
+
+
+def _removed(
+    traced: Structure, groups: Sequence[np.ndarray], params: Any, sparsity: float, pruner: Pruner
+) -> list[tuple[np.ndarray, int]]:
+    """The channels that are ranked together, and how many of them go."""
+    shapes = {path: jnp.shape(leaf) for path, leaf in trees.flatten(params).items()}
+    named, layers = {}, {}
+    for group in groups:
+        path = name = _speaker(shrink.makers(traced, group), pruner)
+        if name in named:  # one weight, whose two axes make channels of different groups
+            name = f"{path} ({len(named)})"
+        named[name] = group
+        layers[name] = allocation.Layer(len(group), shapes[path])
+    counts = allocation.create(pruner.allocation)(layers, sparsity)
+    if pruner.guard:
+        counts = allocation.guarded(counts, layers)
+    return [(np.concatenate([named[name] for name in own]), number) for own, number in counts]
+
+
+def _speaker(makers: Sequence[str], pruner: Pruner) -> str:
+    """The one of a group's makers by whose path the allocation knows it."""
+    patterns = () if isinstance(pruner.allocation, str) else dict(pruner.allocation)
+    matching = (path for pattern in patterns for path in fnmatch.filter(makers, pattern))
+    return next(matching, makers[0])
 
 
 def channel_scores(

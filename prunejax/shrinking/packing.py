@@ -58,7 +58,7 @@ def unpack(packed: Mapping[str, np.ndarray], template: Params | None = None) -> 
     Args:
       packed: from `pack`.
       template: a tree whose structure the results take, leaves by path; nested dicts by default,
-        a level for each part of a path.
+        a level for each part of a path. Needed for other trees, and for keys with a "/" (Haiku).
 
     Returns:
       NumPy arrays, for JAX would shorten numbers of 64 bits; and the mask.

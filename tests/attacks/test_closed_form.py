@@ -141,7 +141,7 @@ def test_every_attack_leaves_one_of_two_classes(attack, bound, shape, linear_cla
     ("shape", "classes", "norm"),
     [
         ((32, 24, 3), 3, "linf"),
-        ((32, 24, 3), 3, "l0_pixels"),
+        pytest.param((32, 24, 3), 3, "l0_pixels", marks=pytest.mark.exhaustive),
         ((7, 5, 1), 10, "l2"),
         ((7, 5, 1), 10, "l1"),
         ((20,), 3, "l0"),
@@ -227,8 +227,8 @@ def test_deepfool_finds_the_nearest_point(shape, classes, options, linear_classi
     ("attack", "bound"),
     [
         (attacks.APGD(loss="dlr"), 1.25),
-        (attacks.FAB(norm="l2", targets=9), 1.05),
-        (attacks.DeepFool(targets=30), 1.05),
+        pytest.param(attacks.FAB(norm="l2", targets=9), 1.05, marks=pytest.mark.exhaustive),
+        pytest.param(attacks.DeepFool(targets=30), 1.05, marks=pytest.mark.exhaustive),
     ],
 )
 def test_a_thousand_classes(attack, bound, linear_classifier):

@@ -94,7 +94,12 @@ def test_flipped_colours_are_all_the_other_ones_equally_often():
 
 @pytest.mark.parametrize(
     ("norm", "shape"),
-    [("linf", (7, 5, 1)), ("l2", (13, 11, 3)), ("l1", (12,)), ("l1", (9, 14))],
+    [
+        ("linf", (7, 5, 1)),
+        ("l2", (13, 11, 3)),
+        ("l1", (9, 14)),
+        pytest.param("l1", (12,), marks=pytest.mark.exhaustive),
+    ],
 )
 def test_every_query_is_within_ball_and_box(norm, shape, linear_classifier):
     problem = random_linear(0, shape)
@@ -221,7 +226,7 @@ def all_windows(shape, size):
         ("l1", (20,), False, 1.25),
         # A bump covers 3 x 3 pixels at least, with a half of either sign: no sum of them comes
         # nearer to weights that are independent from pixel to pixel.
-        ("l2", (7, 5, 1), False, 1.5),
+        pytest.param("l2", (7, 5, 1), False, 1.5, marks=pytest.mark.exhaustive),
     ],
 )
 def test_succeeds_near_the_optimum(norm, shape, targeted, factor, linear_classifier):

@@ -45,6 +45,67 @@ def test_flops_are_those_of_the_formula_and_of_the_compiler():
     assert lowered.cost_analysis()["flops"] == total
 
 
+def products(module, variables, images):
+    """By layer, the compiler's count of its products; padding is part of the images then."""
+
+    @functools.cache
+    def flops(function, *shapes):
+        shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+        return jax.jit(function).lower(*shapes).cost_analysis()["flops"]
+
+    @functools.cache
+    def convolution(strides, groups):
+        return lambda x, kernel: jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            strides,
+            "VALID",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=groups,
+        )
+
+    found = {}
+
+    def note(call, args, kwargs, context):
+        out = call(*args, **kwargs)
+        layer = context.module
+        if isinstance(layer, nn.Conv | nn.Dense):
+            (x,) = args
+            kernel = layer.variables["params"]["kernel"].shape
+            if isinstance(layer, nn.Dense):
+                count = flops(jnp.dot, x.shape, kernel)
+            else:
+                strides = tuple(np.broadcast_to(layer.strides or 1, 2).tolist())
+                out_and_kernel = zip(out.shape[1:3], strides, kernel[:2], strict=True)
+                sides = [(n - 1) * stride + k for n, stride, k in out_and_kernel]
+                groups = layer.feature_group_count
+                padded = (x.shape[0], *sides, x.shape[3])
+                count = flops(convolution(strides, groups), padded, kernel)
+            found["/".join((*layer.path, "kernel"))] = count
+        return out
+
+    with nn.intercept_methods(note):
+        jax.eval_shape(module.apply, variables, images)
+    return found
+
+
+ALWAYS = ("lenet5", "resnet8", "mobilenet_v2")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n if n in ALWAYS else pytest.param(n, marks=pytest.mark.exhaustive) for n in models.MODELS],
+)
+def test_layers_of_the_zoo_work_as_much_as_the_compiler_counts(name):
+    network = Network(models.create(name, 10))
+    variables = jax.eval_shape(lambda: network.init(jax.random.key(0), (32, 32, 3)))
+    params = jax.tree.map(lambda leaf: np.ones(leaf.shape, bool), variables)
+    layers = efficiency.count(Classifier(params, network), (32, 32, 3))
+    expected = products(network.module, variables, jnp.zeros((1, 32, 32, 3)))
+    assert {layer.path: layer.flops for layer in layers} == expected
+    assert all(layer.effective_flops == layer.flops > 0 for layer in layers)
+
+
 def test_a_mask_saves_effective_work_only():
     classifier = classifier_of(
         models.create("lenet5", num_classes=10, widths=(4, 6, 10)), (12, 12, 1)

@@ -184,7 +184,7 @@ def test_a_start_is_needed(tmp_path):
     [
         ("remove", "channel", "Did you mean 'channels'"),
         ("target", "flop", "Did you mean 'flops'"),
-        ("allocation", "erk", "Unknown shrinking.allocation 'erk'. Valid: global, uniform"),
+        ("allocation", "erkk", "Did you mean 'erk'"),
     ],
 )
 def test_unknown_names_are_answered_with_the_valid_ones(tmp_path, key, value, sentence):

@@ -132,10 +132,32 @@ def test_what_is_kept_for_a_multiple_is_the_best_of_what_would_go(scores):
 
 
 @pytest.mark.parametrize(
+    ("allocation", "sparsity", "kept"),
+    [
+        # 12, 8 and 3 units, of which eleven stay: 2.05 (21 / 108, 20 / 96, 11 / 24) of them.
+        ("erk", 0.5, (5, 3, 3)),
+        # 1 / (1 + 0.1245 n)
+        ("igq", 0.5, (5, 4, 2)),
+        ({"Dense_0/*": 0.5, "Dense_1/kernel": 0.25}, 12 / 23, (6, 2, 3)),
+        # Half of the way there.
+        ({"Dense_0/*": 0.5, "Dense_1/kernel": 0.25}, 6 / 23, (9, 5, 3)),
+    ],
+)
+def test_every_layer_keeps_what_the_allocation_leaves_it(allocation, sparsity, kept):
+    network = Network(models.create("mlp", num_classes=5, widths=(12, 8, 3)))
+    variables = network.init(jax.random.key(0), (9,))
+    traced = shrinking.of(network, variables, (9,))
+    mask = shrinking.channel_mask(traced, variables, sparsity, Pruner(allocation=allocation))
+    for number, units in enumerate((12, 8, 3)):
+        assert _left(mask, f"Dense_{number}/kernel", 1, units).sum() == kept[number]
+
+
+@pytest.mark.parametrize(
     ("sparsity", "options", "message"),
     [
         (1.0, {}, "sparsity is 1.0"),
-        (0.5, {"allocation": "erk"}, "allocation of channels 'erk'"),
+        (0.5, {"allocation": {"Conv_7/*": 0.5}}, r"'Conv_7/\*', which matches none of the pruned"),
+        (0.9, {"allocation": {"Conv_0/*": 0.5}}, r"sparsity is 0\.9, but the densities in"),
         (0.5, {"exclude": ("Dense_9",)}, "Dense_9"),
         (0.5, {"criterion": "snip"}, "criterion 'snip' needs loss and batches"),
     ],

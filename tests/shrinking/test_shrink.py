@@ -154,6 +154,27 @@ def test_training_mode_runs_on_the_smaller_arrays_and_moves_their_statistics():
         np.testing.assert_allclose(*both, rtol=1e-4, atol=1e-5)
 
 
+def test_dropout_draws_for_what_is_left_what_it_drew_before():
+    class Dropping(nn.Module):
+        @nn.compact
+        def __call__(self, x, train=False):
+            x = nn.Dropout(0.5, deterministic=not train)(nn.relu(nn.Conv(8, (3, 3))(x)))
+            return nn.Dense(3)(x.reshape(len(x), -1))
+
+    classifier = classifier_of(Dropping())
+    mask, _ = random_channel_mask(classifier, SHAPE, 0.5)
+    small = shrinking.shrink(classifier, mask, SHAPE, carry=True)
+    whole = shrinking.carried(classifier, mask, SHAPE)
+    masked = classifier.with_params(masks.apply(classifier.params, whole))
+    images = jax.random.uniform(jax.random.key(3), (4, *SHAPE))
+
+    def trained(classifier, key):
+        return classifier.apply_fn.train(classifier.variables, images, jax.random.key(key))[0]
+
+    np.testing.assert_allclose(trained(small, 5), trained(masked, 5), rtol=1e-4, atol=1e-5)
+    assert np.abs(trained(small, 5) - trained(small, 6)).max() > 0.1
+
+
 def test_a_channel_of_a_sum_stays_until_all_branches_give_it_up():
     classifier = classifier_of(models.create("resnet8", num_classes=5, width=4))
     one = masks.dense(classifier.params)

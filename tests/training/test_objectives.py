@@ -59,6 +59,27 @@ def test_natural_of_two_logits_by_hand():
     assert metrics["accuracy"] == 0.5
 
 
+def test_dropout_draws_anew_with_every_key_and_only_in_training():
+    class Dropping(nn.Module):
+        @nn.compact
+        def __call__(self, x, train=False):
+            return nn.Dropout(0.5, deterministic=not train)(x)
+
+    network, image = Network(Dropping()), jnp.array([[0.5, 0.25]])
+    assert network({}, image).tolist() == image.tolist()
+    # Each logit is dropped or doubled; attacked it is the one of class 0 that has fallen to 0.1.
+    for objective, (a, b) in (
+        (objectives.natural(), (1.0, 0.5)),
+        (objectives.adversarial(lambda f, x, y, key: x.at[:, 0].set(0.1)), (0.2, 0.5)),
+    ):
+        loss = jax.jit(lambda key, f=objective: f(network, {}, image, jnp.array([0]), key)[0])
+        losses = jax.vmap(loss)(jax.random.split(KEY, 64))
+        possible = [np.log1p(np.exp(second - first)) for first in (0, a) for second in (0, b)]
+        seen = np.argmin(np.abs(losses[:, None] - np.array(possible)), axis=1)
+        np.testing.assert_allclose(losses, np.array(possible)[seen], rtol=1e-5)
+        assert np.bincount(seen, minlength=4).min() > 5  # 16 each on average
+
+
 def test_adversarial_is_the_loss_and_gradient_at_fixed_perturbed_images():
     smoothing = 0.2
     perturbed = sign_adversary(Classifier(VARIABLES, NETWORK), IMAGES, LABELS, KEY)
