@@ -70,7 +70,7 @@ class BrendelBethge(Attack):
         hardly any feature back.
       momentum: of b, in [0, 1); 0.8 in the code.
       halvings: of the way from the start to the boundary.
-      tries: noise images to choose the start from.
+      tries: points on the way to noise images, to choose the start from.
     """
 
     norm: str = "l0"

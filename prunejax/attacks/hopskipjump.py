@@ -45,7 +45,7 @@ class HopSkipJump(Attack):
     xi_t = ||x - image|| / sqrt(t), halved until x is adversarial; where it never is, x stays. The
     point itself counts as found before it moves on. Chen, Jordan & Wainwright (2020),
     "HopSkipJumpAttack: a query-efficient decision-based attack", algorithm 2. Two changes: the
-    start is the nearest of a few adversarial noise images (nothing is found where there is none);
+    start is on the shortest of several ways to noise images (nothing is found where there is none);
     and delta is measured in L2 also for Linf, where the paper's is so small, ||x - image||_inf / d,
     that float32 logits hardly change.
 
@@ -58,7 +58,7 @@ class HopSkipJump(Attack):
         begin with about 70 and end with about 800, the authors' 100 sqrt(t).
       halvings: of a way to the boundary. 16 find it to 1.5e-5 of the distance.
       shortenings: xi is halved at most so often.
-      tries: noise images to choose the start from.
+      tries: points on the way to noise images, to choose the start from.
     """
 
     norm: str = "l2"

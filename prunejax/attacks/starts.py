@@ -10,6 +10,10 @@ from prunejax import norms
 from prunejax.attacks.attack import Attack, Found, logits_of
 from prunejax.attacks.goal import Goal
 
+# The share of the way so far that the next try is allowed: 0.8 to 0.95 do alike for Brendel & Bethge
+# on a robust network, and bring it a third nearer in L2 than the nearest of all noise images.
+NEARER = 0.9
+
 
 def boundary_start(
     attack: Attack,
@@ -20,17 +24,26 @@ def boundary_start(
     tries: int,
     halvings: int,
 ) -> Found:
-    """The nearest of the noise images that are adversarial, pulled to the boundary.
+    """A point on the boundary, on the way to one of several noise images that are adversarial.
 
-    Costs `tries + halvings` forward passes, of which the halvings are wasted where no try succeeds:
-    nothing is found then.
+    On the way to each, one point is tried that is nearer than the nearest adversarial one so far by
+    a fixed share, until it is not adversarial; then the next noise image has its turn. What is left
+    is pulled to the boundary. Costs `tries + halvings` forward passes, of which the halvings are
+    wasted where no try succeeds: nothing is found then.
     """
+    geometry = norms.get(attack.norm)
 
-    def attempt(number, best):
-        x = noise(jax.random.fold_in(key, number), image.shape, number)
-        return attack.nearest(best, image, x, goal.reached(logits_of(classifier, x)))
+    def attempt(_, state):
+        number, best = state
+        delta = noise(jax.random.fold_in(key, number), image.shape, number) - image
+        length = jnp.minimum(geometry.distance(delta), NEARER * best.distance)
+        x = jnp.clip(image + geometry.project(delta, image, length), 0, 1)
+        adversarial = goal.reached(logits_of(classifier, x))
+        best = attack.nearest(best, image, x, adversarial)
+        return jnp.where(adversarial, number, number + 1), best
 
-    start = jax.lax.fori_loop(0, tries, attempt, attack.nothing_found(image))
+    first = jnp.array(0), attack.nothing_found(image)
+    _, start = jax.lax.fori_loop(0, tries, attempt, first)
     x = pull_to_boundary(attack.norm, classifier, image, goal, start.image, halvings)
     return attack.nearest(start, image, x, start.success)
 

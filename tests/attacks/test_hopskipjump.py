@@ -74,6 +74,35 @@ def test_pulling_ends_where_the_way_crosses_the_boundary(norm):
     assert flat.sum() > 1.8
 
 
+def test_a_start_is_on_about_the_shortest_of_the_ways_tried():
+    # Adversarial is what moves along a random w by more than 0.3 (and noise, if it goes so far).
+    shape, tries = (4, 3), 60
+    image = jnp.full(shape, 0.5)
+    w = np.random.default_rng(0).normal(size=shape)
+    w /= np.linalg.norm(w)
+
+    def classifier(images):
+        moved = jnp.sum((images - image) * w, axis=(1, 2))
+        return jnp.stack([jnp.full(len(images), 0.3), moved], axis=1)
+
+    goal = Goal(jnp.array(0), None, None)
+    attack = attacks.HopSkipJump()
+    found = starts.boundary_start(attack, classifier, image, goal, KEY, tries, 14)
+
+    numbers = jnp.arange(tries)
+    draw = jax.vmap(lambda number: starts.noise(jax.random.fold_in(KEY, number), shape, number))
+    ways = np.asarray(draw(numbers) - image, np.float64)
+    along = (ways * w).sum(axis=(1, 2))
+    lengths = np.sqrt((ways**2).sum(axis=(1, 2)))
+    crossings = np.where(along > 0.3, 0.3 * lengths / np.maximum(along, 1e-9), np.inf)
+    assert found.success
+    assert np.min(np.abs(crossings / found.distance - 1)) < 1e-3
+    # At most so many tries went on along a way that had been right, the others to new ways.
+    again = np.log(np.nanmax(lengths) / crossings.min()) / -np.log(starts.NEARER) + 2
+    assert found.distance <= crossings[: tries - int(again)].min() / starts.NEARER * (1 + 1e-3)
+    assert found.distance < np.median(crossings[np.isfinite(crossings)])
+
+
 @pytest.mark.parametrize(("norm", "shape", "classes"), [("l2", (20,), 2), ("linf", (7, 5, 1), 2)])
 def test_reaches_the_optimum(norm, shape, classes, linear_classifier):
     attack = attacks.HopSkipJump(norm=norm, steps=30, queries=300)
