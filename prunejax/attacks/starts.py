@@ -10,8 +10,8 @@ from prunejax import norms
 from prunejax.attacks.attack import Attack, Found, logits_of
 from prunejax.attacks.goal import Goal
 
-# The share of the way so far that the next try is allowed. 0.8 to 0.95 do alike for Brendel & Bethge
-# on a robust network: a third nearer in L2 than from the nearest of all noise images.
+# The share of the way so far that the next try is allowed. For Brendel & Bethge on a robust network
+# 0.8 to 0.95 do alike: a third nearer in L2 than from the nearest of all noise images.
 NEARER = 0.9
 
 
