@@ -63,7 +63,7 @@ class BrendelBethge(Attack):
       overshoot: how far beyond the linearised boundary to aim, in [1, 2); 1.1 in the code.
       lr: r at the start over the number of entries of the image: how far, in L2, a step may go for
         each entry, in units of the pixels' range. Positive; by default 1e-2, and in L0, where a
-        feature is put back only if r has room for all of its move, 3e-2 and r at least 4. In the
+        feature is put back only if r has room for all of its move, 3e-2 and r at least 2. In the
         code 1e-3, but times the size of the batch.
       lr_decay, lr_num_decay: r is multiplied by `lr_decay` so many times during a run, at equal
         intervals. 0.5 and 20 in the code, where r ends at a millionth; in L0 a step below 1 takes
@@ -126,7 +126,7 @@ class BrendelBethge(Attack):
     def radius_at(self, step: jax.Array, size: int) -> jax.Array:
         """Radius of the trust region at a step, counted from 0, for that many entries."""
         decays = (step + 1) // max(1, self.steps // self.lr_num_decay)
-        lr = self.lr or (max(3e-2, 4 / size) if self.norm in ("l0", "l0_pixels") else 1e-2)
+        lr = self.lr or (max(3e-2, 2 / size) if self.norm in ("l0", "l0_pixels") else 1e-2)
         return lr * size * self.lr_decay**decays
 
     def finished(self, state: BrendelBethgeState) -> jax.Array:
