@@ -208,6 +208,35 @@ def test_false_claims_are_counted(x, eps, outside, unconfirmed):
     assert len(found.warnings()) == (outside > 0) + (unconfirmed > 0)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ShortOfIt(attacks.DDN):
+    """Claims success at this share of the way from each image to 0.5."""
+
+    share: float = 1.0
+
+    def result(self, classifier, state):
+        x = state.image + self.share * (0.5 - state.image)
+        return attacks.Found(x, jnp.array(True), jnp.float32(0))
+
+
+def test_what_rounding_undoes_at_the_boundary_is_found_just_beyond_it():
+    classifier = Classifier(None, lambda _, x: jnp.stack([jnp.full(len(x), 0.5), x[:, 0]], axis=1))
+    images = np.array([[0.25], [0.4]], np.float32)
+    for share, goes_on in ((1.00001, 0.0), (0.999995, 1e-5), (0.99995, 1e-4), (0.9995, 1e-3)):
+        result = attacks.run(
+            ShortOfIt(steps=1, share=share), classifier, images, np.zeros(2, int), key=KEY
+        )
+        assert result.success.all()
+        assert (result.images > 0.5).all()
+        expected = share * (1 + goes_on) * np.array([0.25, 0.1])
+        np.testing.assert_allclose(result.distance, expected, rtol=2e-6)
+        assert result.diagnostics.unconfirmed == 0
+    too_short = ShortOfIt(steps=1, share=0.99)
+    result = attacks.run(too_short, classifier, images, np.zeros(2, int), key=KEY)
+    assert not result.success.any()
+    assert result.diagnostics.unconfirmed == 2
+
+
 @pytest.mark.parametrize(
     ("classes", "options", "loss"),
     [(2, {}, "margin"), (3, {}, "dlr"), (3, {"targets": 2}, "margin"), (4, {"targets": 2}, "dlr")],
