@@ -103,6 +103,11 @@ class Attack:
             if not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} is {value!r}; an integer of at least {least} is needed.")
 
+    @property
+    def may_go_on(self) -> bool:
+        """Whether what it found may be moved on beyond the boundary by a rounding error."""
+        return self.minimum_norm
+
     def attempts(self, classes: int) -> int:
         """Tries for an example of a network with that many classes: restarts times targets."""
         return self.restarts * max(1, min(self.targets, classes - 1))

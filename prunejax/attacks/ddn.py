@@ -78,6 +78,10 @@ class DDN(Attack):
         if self.levels is not None and self.levels < 2:
             raise ValueError(f"levels is {self.levels}; at least 2 are needed, or None.")
 
+    @property
+    def may_go_on(self) -> bool:
+        return self.levels is None  # it would leave the grid
+
     def init(self, classifier, image, goal, key, eps) -> DDNState:
         del classifier, eps
         found = self.nothing_found(image)

@@ -77,7 +77,7 @@ def of(attack: Attack, mesh: Mesh) -> Programs:
         found = canonical(jax.vmap(attack.result, in_axes=(None, 0)))(classifier, state)
         # Nobody asks what the clean image is that stands for no success: one pass serves both.
         last = jnp.clip(jax.vmap(attack.iterate)(state), 0, 1)
-        goal, shares = wanted(attack, labels), BEYOND if attack.minimum_norm else ()
+        goal, shares = wanted(attack, labels), BEYOND if attack.may_go_on else ()
         x, logits = _confirm(classifier, found, images.reshape(last.shape), last, goal, shares)
         image = x.reshape(images.shape)
         distance = jax.vmap(norms.get(attack.norm).distance)(image - images)

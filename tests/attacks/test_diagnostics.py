@@ -231,10 +231,11 @@ def test_what_rounding_undoes_at_the_boundary_is_found_just_beyond_it():
         expected = share * (1 + goes_on) * np.array([0.25, 0.1])
         np.testing.assert_allclose(result.distance, expected, rtol=2e-6)
         assert result.diagnostics.unconfirmed == 0
-    too_short = ShortOfIt(steps=1, share=0.99)
-    result = attacks.run(too_short, classifier, images, np.zeros(2, int), key=KEY)
-    assert not result.success.any()
-    assert result.diagnostics.unconfirmed == 2
+    # Neither what is farther away nor what must stay on a grid of grey levels.
+    for wrong in (ShortOfIt(steps=1, share=0.99), ShortOfIt(steps=1, share=0.9999, levels=256)):
+        result = attacks.run(wrong, classifier, images, np.zeros(2, int), key=KEY)
+        assert not result.success.any()
+        assert result.diagnostics.unconfirmed == 2
 
 
 @pytest.mark.parametrize(
