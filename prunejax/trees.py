@@ -134,7 +134,7 @@ def drop(tree: Mapping[str, Any], paths: Collection[str], at: str = "") -> dict[
             value = drop(value, paths, f"{at}{key}/")
             if value:
                 left[key] = value
-        elif at + key not in paths:
+        elif at + key not in paths and jax.tree.leaves(value):  # None holds nothing either
             left[key] = value
     return left
 

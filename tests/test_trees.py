@@ -148,3 +148,4 @@ def test_leaves_can_be_dropped_and_nested_again():
     assert trees.drop({"net/~/a": {"w": 1, "b": 2}, "c": {"w": 3}}, ["net/~/a/b", "c/w"]) == {
         "net/~/a": {"w": 1}
     }
+    assert trees.drop({"a": {"b": None}, "c": 1, "d": None}, []) == {"c": 1}

@@ -2,15 +2,14 @@
 
 import json
 
-import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments import costs, from_config, run_directory
+from experiments import costs
 from experiments.configs import digits_dense
-from prunejax import data, masks, reporting
+from prunejax import masks, reporting
 from prunejax.evaluation.efficiency import Efficiency, Layer
-from prunejax.training import checkpoints
+from tests.experiments import untrained
 
 
 @pytest.fixture(scope="module")
@@ -19,18 +18,15 @@ def runs(tmp_path_factory):
     config = digits_dense.get_config()
     config.model.name = "mlp"
     config.model.options.widths = (5,)
-    dataset = data.load("digits", "test")
-    network = from_config.build_network(config, dataset)
-    variables = network.init(jax.random.key(0), dataset.image_shape)
-    whole = masks.dense(variables["params"])
-    left = jnp.arange(64)[:, None] % 4 == jnp.zeros((1, 5), int)  # 80 of 320 weights
-    pruned = whole | {"Dense_0": whole["Dense_0"] | {"kernel": left}}
-    folders = {}
-    for name, mask in (("whole", whole), ("pruned", pruned)):
-        folders[name] = tmp_path_factory.mktemp(name)
-        run_directory.open_run(folders[name], config)
-        masked = variables | {"params": masks.apply(variables["params"], mask)}
-        checkpoints.save_network(folders[name] / "network", masked, mask)
+
+    def pruned(params):
+        left = jnp.arange(64)[:, None] % 4 == jnp.zeros((1, 5), int)  # 80 of 320 weights
+        whole = masks.dense(params)
+        return whole | {"Dense_0": whole["Dense_0"] | {"kernel": left}}
+
+    folders = {name: tmp_path_factory.mktemp(name) for name in ("whole", "pruned")}
+    untrained.write(folders["whole"], config)
+    untrained.write(folders["pruned"], config, pruned)
     return folders
 
 

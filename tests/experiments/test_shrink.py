@@ -5,15 +5,15 @@ import itertools
 import json
 import shutil
 
-import jax
 import numpy as np
 import pytest
 
 from experiments import evaluate, from_config, run_directory, shrink, train
 from experiments.configs import digits_dense
 from experiments.configs.base import protocol, shrinking
-from prunejax import data, masks, training, trees
+from prunejax import data, training, trees
 from prunejax.training import checkpoints
+from tests.experiments import untrained
 
 
 def config_of(**changed):
@@ -118,38 +118,54 @@ def test_the_smaller_network_is_evaluated_like_any_run(runs):
     assert summary["real_density"] == 1.0
 
 
-def test_blocks_by_name(tmp_path, monkeypatch):
+@pytest.fixture
+def untrained_run(tmp_path, monkeypatch):
+    """Writes the folder that a run starts from; fine-tuning changes nothing in it."""
+    monkeypatch.setattr(training, "train", lambda network, start, *args, **kwargs: start)
+
+    def write(config):
+        config.init_from = str(tmp_path / "dense")
+        return untrained.write(tmp_path / "dense", config)
+
+    return write
+
+
+def test_blocks_by_name(tmp_path, untrained_run):
     config = config_of()
     config.model.name, config.model.options = "resnet8", {"width": 2}
-    digits = data.load("digits", "test")
-    network = from_config.build_network(config, digits)
-    variables = network.init(jax.random.key(0), digits.image_shape)
-    run_directory.open_run(tmp_path / "dense", config)
-    kept = masks.dense(variables["params"])
-    checkpoints.save_network(tmp_path / "dense" / "network", variables, kept)
-    monkeypatch.setattr(training, "train", lambda network, start, *args, **kwargs: start)
-    config.init_from = str(tmp_path / "dense")
+    variables = untrained_run(config)
     config.shrinking = shrinking(remove="blocks", target="parameters", at_most=0.99, batch_size=2)
 
     before, after = shrink.shrink(config, tmp_path / "small")
 
     # The first stage's block: two 3x3 convolutions of 2 channels, scale and shift behind each.
     assert before["parameters"] - after["parameters"] == 2 * (3 * 3 * 2 * 2) + 2 * (2 + 2)
+    digits = data.load("digits", "test")
     classifier, _ = from_config.load_trained(config, tmp_path / "small", digits)
     left = trees.flatten(variables).keys() - trees.flatten(classifier.variables).keys()
     assert {path.split("/")[1] for path in left} == {"BasicBlock_0"}
 
 
-def test_counts_of_channels_are_multiples(tmp_path, monkeypatch):
+def test_rounds_go_on_until_a_batch_takes_the_target_s_time(tmp_path, untrained_run, monkeypatch):
+    """A clock that counts parameters: of 1,266 there have to be 886 or fewer."""
     config = config_of()
-    digits = data.load("digits", "test")
-    network = from_config.build_network(config, digits)
-    variables = network.init(jax.random.key(0), digits.image_shape)
-    run_directory.open_run(tmp_path / "dense", config)
-    kept = masks.dense(variables["params"])
-    checkpoints.save_network(tmp_path / "dense" / "network", variables, kept)
-    monkeypatch.setattr(training, "train", lambda network, start, *args, **kwargs: start)
-    config.init_from = str(tmp_path / "dense")
+    untrained_run(config)
+    config.shrinking = shrinking(share=0.2, target="latency", at_most=0.7, allocation="uniform")
+    taken = lambda network, *args: {"latency": trees.size(network.params) * 1e-6}  # noqa: E731
+    monkeypatch.setattr(shrink, "costs", taken)
+
+    rows = shrink.shrink(config, tmp_path / "small")
+
+    widths = [(16, 8), (13, 6), (10, 5)]
+    assert [row["latency"] for row in rows] == [
+        pytest.approx((65 * a + (a + 1) * b + (b + 1) * 10) * 1e-6) for a, b in widths
+    ]
+    assert rows[-1]["latency"] <= 0.7 * rows[0]["latency"] < rows[-2]["latency"]
+
+
+def test_counts_of_channels_are_multiples(tmp_path, untrained_run):
+    config = config_of()
+    untrained_run(config)
     config.shrinking = shrinking(
         share=0.3, at_most=0.6, allocation="uniform", multiple=4, batch_size=2
     )
