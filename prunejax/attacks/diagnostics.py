@@ -30,8 +30,8 @@ class Diagnostics(NamedTuple):
       diverged: attempts that ended in NaN: in the attack's state, or in the logits of what it found
         or of its last iterate.
       outside: images claimed as successes that lie outside ball or box; they were refused.
-      unconfirmed: claimed successes that a fresh forward pass did not confirm; refused as well. Of a
-        minimum-norm attack only what is not confirmed up to a thousandth farther away either.
+      unconfirmed: claimed successes that a fresh forward pass did not confirm; refused as well. In
+        minimum-norm attacks only those that are not confirmed a thousandth farther away either.
     """
 
     loss: str | None
