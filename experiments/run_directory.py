@@ -18,30 +18,35 @@ class ConfigMismatchError(ValueError):
     """The folder holds a run of another config."""
 
 
-def open_run(directory: pathlib.Path, config: ml_collections.ConfigDict) -> None:
-    """Makes the folder and writes the config; checks that it is the same where there is one.
+def check_run(directory: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+    """Checks that a folder which holds a run holds one of this config.
 
     Raises:
       ConfigMismatchError: the folder holds a run of another config; names the differing keys.
       ValueError: its config is damaged.
     """
     path = directory / "config.json"
-    wanted = json.loads(config.to_json_best_effort())
-    if path.exists():
-        before, now = _flat(_config_in(path)), _flat(wanted)
-        differing = [
-            f"{key}: {before.get(key, 'absent')!r} there, {now.get(key, 'absent')!r} here"
-            for key in sorted(before.keys() | now.keys())
-            if before.get(key, "absent") != now.get(key, "absent")
-        ]
-        if differing:
-            raise ConfigMismatchError(
-                f"workdir {directory} holds a run of another config ({'; '.join(differing)}). "
-                "Use another workdir, or remove this one."
-            )
+    if not path.exists():
         return
-    directory.mkdir(parents=True, exist_ok=True)
-    write_json(path, wanted)
+    before, now = _flat(_config_in(path)), _flat(_as_json(config))
+    differing = [
+        f"{key}: {before.get(key, 'absent')!r} there, {now.get(key, 'absent')!r} here"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key, "absent") != now.get(key, "absent")
+    ]
+    if differing:
+        raise ConfigMismatchError(
+            f"workdir {directory} holds a run of another config ({'; '.join(differing)}). "
+            "Use another workdir, or remove this one."
+        )
+
+
+def open_run(directory: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+    """Makes the folder and writes the config, where there is none; raises what `check_run` does."""
+    check_run(directory, config)
+    path = directory / "config.json"
+    if not path.exists():
+        write_json(path, _as_json(config))
 
 
 def read_config(directory: pathlib.Path) -> ml_collections.ConfigDict:
@@ -131,6 +136,10 @@ class Metrics:
         summary = Summary(value=scalars)
         self._events.write_event(Event(wall_time=now, step=row["step"], summary=summary))
         self._events.flush()
+
+
+def _as_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    return json.loads(config.to_json_best_effort())
 
 
 def _config_in(path: pathlib.Path) -> dict[str, Any]:

@@ -73,7 +73,8 @@ def densities(
     path = workdir / "sensitivity.json"
     if path.exists():
         return json.loads(path.read_text())["densities"]
-    pruner = method_before(config).pruner()
+    method = method_before(config)
+    pruner = method.pruner()
     settings = config.validation
     dataset = dataset.take(min(settings.examples, len(dataset)))
     robust_accuracy = evaluation.accuracy_under(
@@ -95,7 +96,7 @@ def densities(
 
     report(0, wanted)
     table = sensitivity.measure(classifier.params, pruner, config.sensitivity.densities, accuracy)
-    found = sensitivity.densities(table, units, 1 - config.method.sparsity)
+    found = sensitivity.densities(table, units, 1 - method.target_sparsity)
     if jax.process_index() == 0:
         run_directory.write_json(path, {"robust_accuracy": table, "densities": found})
     return found

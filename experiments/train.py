@@ -63,6 +63,7 @@ def train(
     select = _selection(config)
     start = _start(config, network, train_set)
     training.check(network, start, phases, train_set)
+    run_directory.check_run(workdir, config)  # by all processes, or some would wait for one
     is_first = jax.process_index() == 0
     if is_first:
         run_directory.open_run(workdir, config)

@@ -6,6 +6,7 @@ from prunejax.methods.blind import Blind
 from prunejax.methods.dense import Dense
 from prunejax.methods.gradual_adversarial import GradualAdversarial
 from prunejax.methods.gradual_natural import GradualNatural
+from prunejax.methods.hydra import Hydra
 from prunejax.methods.iterative import Iterative
 from prunejax.methods.lottery import Lottery
 from prunejax.methods.method import Method
@@ -22,6 +23,7 @@ METHODS: dict[str, type[Method]] = {
     "alternating": Alternating,
     "regrowing": Regrowing,
     "blind": Blind,
+    "hydra": Hydra,
 }
 
 
@@ -41,6 +43,7 @@ __all__ = [
     "Dense",
     "GradualAdversarial",
     "GradualNatural",
+    "Hydra",
     "Iterative",
     "Lottery",
     "Method",

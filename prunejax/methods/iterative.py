@@ -44,6 +44,11 @@ class Iterative(PruningMethod):
             schedule = pruning.constant_rate(self.sparsity, end=self.rounds - 1, frequency=1)
         return [sparsity for _, sparsity in schedule]
 
+    @property
+    def target_sparsity(self) -> float:
+        """That of the last round."""
+        return self.sparsities()[-1]
+
     def phases(self, steps_per_epoch: int) -> tuple[Phase, ...]:
         """One phase a round; networks of the last one count as pruned."""
         objective = self.cross_entropy(adversarial=self.adversarial)

@@ -52,6 +52,11 @@ class Method:
         """The method as phases of training."""
         raise NotImplementedError
 
+    @property
+    def target_sparsity(self) -> float:
+        """Share of the units that the method ends without, of those that may be removed."""
+        return 0.0
+
     def adversary(self) -> adversaries.Adversary:
         """PGD on the cross-entropy with the prescribed budget."""
         attack = attacks.PGD(
@@ -68,12 +73,11 @@ class Method:
             return objectives.adversarial(self.adversary(), self.label_smoothing)
         return objectives.natural(self.label_smoothing)
 
-    def tx(self, steps: int) -> optax.GradientTransformation:
-        """The optimiser for a phase of `steps` steps."""
+    def tx(self, steps: int, learning_rate: float | None = None) -> optax.GradientTransformation:
+        """The optimiser for a phase of `steps` steps, by default at the method's own rate."""
+        rate = self.learning_rate if learning_rate is None else learning_rate
         options = {} if self.weight_decay is None else {"weight_decay": self.weight_decay}
-        return optimizers.create(
-            self.optimizer, self.learning_rate, steps, schedule=self.schedule, **options
-        )
+        return optimizers.create(self.optimizer, rate, steps, schedule=self.schedule, **options)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,6 +111,11 @@ class PruningMethod(Method):
             raise ValueError(f"sparsity is {self.sparsity}; it must lie in [0, 1).")
         # A table becomes pairs, which are hashable.
         object.__setattr__(self, "allocation", self.pruner().allocation)
+
+    @property
+    def target_sparsity(self) -> float:
+        """As given."""
+        return self.sparsity
 
     def pruner(self) -> pruning.Pruner:
         """What is removed."""

@@ -19,6 +19,8 @@ from prunejax.shrinking.structure import Structure
 
 # The units of a weight with one position on an axis, by axis: (of rank 2, of higher ranks).
 UNITS = {-1: ("column", "filter"), -2: ("row", "channel")}
+# Granularities that a pruner of channels may have: those, and the default of all pruners.
+GRANULARITIES = ("weight", *UNITS[-1], *UNITS[-2])
 
 
 def channel_mask(
@@ -53,8 +55,9 @@ def channel_mask(
 
     Raises:
       ValueError: a sparsity outside [0, 1) or above that of the allocation's table, a multiple
-        below 1, a pattern without a match, evidence that the criterion lacks, no channel that could
-        be removed, or a weight whose outputs are on neither of its last two axes.
+        below 1, a pattern without a match, a granularity of other units, evidence that the
+        criterion lacks, no channel that could be removed, or a weight whose outputs are on neither
+        of its last two axes.
     """
     pruner = Pruner() if pruner is None else pruner
     if not 0 <= sparsity < 1:
@@ -156,6 +159,10 @@ def unit_scores(
     Returns:
       Scores by path; their shapes broadcast against the weights.
     """
+    if pruner.granularity not in GRANULARITIES:
+        raise ValueError(
+            f"granularity is {pruner.granularity!r}; here whole channels are scored: leave it out."
+        )
     evidence = Evidence(key=jax.random.key(0)) if evidence is None else evidence
     ranks = {path: jnp.ndim(leaf) for path, leaf in trees.flatten(params).items()}
     allowed = trees.prunable(params, pruner.include, pruner.exclude)

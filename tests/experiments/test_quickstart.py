@@ -105,7 +105,9 @@ def test_report_is_complete(workdir):
         assert f"{_summary(workdir / route)['nonzero_parameters']:,}" in page
 
 
-def test_another_config_in_the_same_folder_is_refused(workdir):
+@pytest.mark.parametrize("process", [0, 1])
+def test_another_config_in_the_same_folder_is_refused(workdir, monkeypatch, process):
+    monkeypatch.setattr(jax, "process_index", lambda: process)  # none waits for the first
     config = quickstart.ROUTES["blind"].get_config()
     config.method.scale = 0.5
     with pytest.raises(run_directory.ConfigMismatchError, match=r"method\.scale: 0\.9 there, 0\.5"):

@@ -50,6 +50,7 @@ def begin(phase, params):
         ("lottery", {"rounds": 1, "rewind_epochs": 2}, [2, 9, 9], [None, None, 0]),
         ("alternating", {"pruning_epochs": 6, "dense_epochs": 2, "sparse_epochs": 1}, [9], [6]),
         ("regrowing", {"regrowing_epochs": 7}, [9], [0]),
+        ("hydra", {"score_epochs": 4}, [4, 9], [None, 0]),
     ],
 )
 def test_phases_take_their_epochs_and_networks_count_only_at_the_target(
@@ -58,6 +59,19 @@ def test_phases_take_their_epochs_and_networks_count_only_at_the_target(
     phases = methods.create(name, epochs=9, **options).phases(STEPS)
     assert [phase.epochs for phase in phases] == epochs
     assert [phase.selectable_from for phase in phases] == selectable
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "sparsity"),
+    [
+        ("dense", {}, 0),
+        ("blind", {"sparsity": 0.95}, 0.95),
+        ("iterative", {"sparsity": 0.875, "rounds": 3}, 0.875),
+        ("lottery", {"rates": [2, 64]}, 1 - 1 / 64),  # the rates count
+    ],
+)
+def test_the_target_is_that_of_the_end(name, options, sparsity):
+    assert methods.create(name, **options).target_sparsity == pytest.approx(sparsity, abs=1e-12)
 
 
 def test_dense_has_no_mask_and_one_shot_prunes_the_smallest_weights_at_its_beginning():

@@ -157,6 +157,7 @@ def test_every_layer_keeps_what_the_allocation_leaves_it(allocation, sparsity, k
     [
         (1.0, {}, "sparsity is 1.0"),
         (0.5, {"allocation": {"Conv_7/*": 0.5}}, r"'Conv_7/\*', which matches none of the pruned"),
+        (0.5, {"granularity": "2:4"}, "granularity is .2:4.; here whole channels are scored"),
         (0.9, {"allocation": {"Conv_0/*": 0.5}}, r"sparsity is 0\.9, but the densities in"),
         (0.5, {"exclude": ("Dense_9",)}, "Dense_9"),
         (0.5, {"criterion": "snip"}, "criterion 'snip' needs loss and batches"),
