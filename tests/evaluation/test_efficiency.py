@@ -1,6 +1,7 @@
 """Costs are counted exactly, and as the compiler counts them."""
 
 import functools
+import itertools
 
 import flax.linen as nn
 import jax
@@ -132,6 +133,16 @@ def test_a_mask_saves_effective_work_only():
     assert pruned.parameters == whole.parameters == sum(sizes.values())
     assert pruned.bytes_on_disk < 0.5 * whole.bytes_on_disk
     assert pruned.throughput == 2 / pruned.latency
+
+
+def test_memory_is_that_of_weights_images_and_what_is_between():
+    layers, batch = (500, 400, 300, 10), 7
+    classifier = classifier_of(models.create("mlp", 10, widths=layers[1:-1]), (layers[0],))
+    weights = sum((n + 1) * m for n, m in itertools.pairwise(layers))
+    found = efficiency.efficiency(classifier, (layers[0],), batch_size=batch, repeats=1)
+    least = 4 * (weights + batch * (layers[0] + layers[-1]))
+    # Between are at most the normalised images and the layers' outputs, before and after ReLU.
+    assert least <= found.peak_memory <= least + 4 * 2 * batch * sum(layers) + 1024
 
 
 def test_a_weight_that_is_used_twice_costs_twice():

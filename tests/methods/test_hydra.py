@@ -84,23 +84,22 @@ def test_scores_then_weights_at_the_exact_density():
         learning_rate=0.02,
         attack_steps=2,
     )
-    rows = []
-    phases = method.phases(STEPS)
-    first, trained = run_phases(phases[:1]), run_phases(phases, log=rows.append)
-    left = [n - round(0.75 * n) for n in SIZES]
-    assert [row["density"] for row in rows] == [sum(left) / sum(SIZES)] * 4
+    rows, kernels = [], [trees.flatten(toy()[1].variables["params"])["Dense_0/kernel"]]
+
+    def validate(classifier):
+        kernels.append(trees.flatten(classifier.params)["Dense_0/kernel"])
+        return {}
+
+    trained = run_phases(method.phases(STEPS), log=rows.append, validate=validate)
+    gone = [round(0.75 * n) for n in SIZES]
+    assert removed(trained) == gone
+    assert_pruned_exactly(trained)
+    assert [row["density"] for row in rows] == [(sum(SIZES) - sum(gone)) / sum(SIZES)] * 4
     assert [row["phase"] for row in rows] == ["scores"] * 2 + ["finetune"] * 2
-    for network in (first, trained):
-        assert removed(network) == [n - keep for n, keep in zip(SIZES, left, strict=True)]
-        assert_pruned_exactly(network)
-    jax.tree.map(np.testing.assert_array_equal, first.mask, trained.mask)
-    before, frozen, after = (
-        trees.flatten(network.variables["params"])["Dense_0/kernel"]
-        for network in (toy()[1], first, trained)
-    )
+    before, _, chosen, *_, after = map(np.asarray, kernels)
     keep = np.asarray(trees.flatten(trained.mask)["Dense_0/kernel"])
-    np.testing.assert_array_equal(np.asarray(frozen)[keep], np.asarray(before)[keep])
-    assert np.any((np.asarray(after) != np.asarray(before))[keep])
+    np.testing.assert_array_equal(chosen, before * keep)  # what fine-tuning begins with
+    assert np.any((after != before)[keep])
     magnitude = trees.flatten(pruning.prune(toy()[1].variables["params"], 0.75))
     assert np.any(keep != magnitude["Dense_0/kernel"])
 
