@@ -4,11 +4,12 @@ Steps, restarts and queries are equal on both sides, and mostly fewer than the d
 row for 200 images takes about a minute on two cores. Of ours, what has a default that other
 libraries do not share (PGD's loss) is set to what they do.
 
-Not the same algorithm elsewhere, or none from PyPI: PGD in L0 and Sparse-RS. JSMA and one-pixel are
-in torchattacks only; JSMA is targeted by nature, so there both head for the class that is likeliest
-after the label (torchattacks by itself takes the label plus one), and torchattacks goes on until
-that very class is predicted. Carlini-Wagner of torchattacks has one c and no search for it, so it
-is left out. EAD is the elastic net's attack, beside which PDPGD has no other L1 peer of its kind.
+Not the same algorithm elsewhere, or none from PyPI: PGD in L0, Sparse-RS, and the L0 ensemble,
+whose budget is in features. JSMA and one-pixel are in torchattacks only; JSMA is targeted by
+nature, so there both head for the class that is likeliest after the label (torchattacks by itself
+takes the label plus one), and torchattacks goes on until that very class is predicted.
+Carlini-Wagner of torchattacks has one c and no search for it, so it is left out. EAD is the elastic
+net's attack, beside which PDPGD has no other L1 peer of its kind.
 """
 
 from collections.abc import Mapping
@@ -97,6 +98,11 @@ def _fixed_budget(eps: Mapping[str, float]) -> dict[str, Case]:
             attacks.Square(norm="l1", steps=1000), l1, {"pyautoattack": peer.square("l1", 1000)}
         ),
         "autoattack": Case(attacks.autoattack(), linf, {"pyautoattack": peer.autoattack("linf")}),
+        "autoattack_plus": Case(
+            attacks.autoattack(version="plus"),
+            linf,
+            {"pyautoattack": peer.autoattack("linf", "plus")},
+        ),
         "autoattack_l2": Case(
             attacks.autoattack(norm="l2"), l2, {"pyautoattack": peer.autoattack("l2")}
         ),
@@ -187,6 +193,7 @@ def _sparse(pixels: float) -> dict[str, Case]:
         "jsma": Case(attacks.JSMA(steps=20), None, {"torchattacks": peer.jsma(20)}),
         "pgd_l0_pixels": Case(attacks.PGD(norm="l0_pixels", steps=100, restarts=5), pixels, {}),
         "sparse_rs": Case(attacks.SparseRS(steps=1000), pixels, {}),
+        "l0_ensemble": Case(attacks.l0_ensemble(queries=1000), pixels, {}),
         "one_pixel": Case(
             attacks.OnePixel(pixels=few, steps=30, population=90),
             pixels,

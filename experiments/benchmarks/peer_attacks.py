@@ -136,14 +136,14 @@ def square(norm: str, queries: int) -> Peer:
     return run
 
 
-def autoattack(norm: str) -> Peer:
-    """AutoAttack `standard` of pyautoattack."""
+def autoattack(norm: str, version: str = "standard") -> Peer:
+    """AutoAttack of pyautoattack."""
 
     def run(network, images, labels, eps):
         from pyautoattack import AutoAttack
 
         attack = AutoAttack(
-            network, norm=NORMS[norm], eps=eps, version="standard", seed=0, device="cpu"
+            network, norm=NORMS[norm], eps=eps, version=version, seed=0, device="cpu"
         )
         return _silently(attack.run_standard_evaluation, images, labels, batch_size=len(images))[0]
 

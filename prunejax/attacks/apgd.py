@@ -18,7 +18,7 @@ STAGES = ((3, 30), (2, 30), (1, 40))
 
 
 class Point(NamedTuple):
-    """An iterate x, the gradient there, and the loss f(x)."""
+    """An iterate x `[...]`, the gradient `[...]` there, and the loss f(x), a scalar."""
 
     x: jax.Array
     grad: jax.Array
@@ -26,11 +26,11 @@ class Point(NamedTuple):
 
 
 class Halving(NamedTuple):
-    """What the step size hangs on in Linf and L2.
+    """What the step size hangs on in Linf and L2; all but `previous` are scalars.
 
     Attributes:
-      eta: step size.
-      previous: the iterate before, for the momentum.
+      eta: step size, a distance in the norm.
+      previous: `[...]` the iterate before, for the momentum.
       loss: f(previous).
       rises: steps since the last checkpoint that raised the loss.
       halved: whether eta was halved at the last checkpoint.
@@ -46,10 +46,10 @@ class Halving(NamedTuple):
 
 
 class Sparsity(NamedTuple):
-    """What the step size hangs on in L1.
+    """What the step size hangs on in L1; all are scalars.
 
     Attributes:
-      eta: step size.
+      eta: step size, an L1 distance.
       k: features that a step moves.
       changed: features in which the best iterate differed from the image at the last checkpoint.
     """
@@ -60,12 +60,12 @@ class Sparsity(NamedTuple):
 
 
 class APGDState(NamedTuple):
-    """State of APGD.
+    """State of APGD. `[...]` is the image's shape; other numbers are scalars.
 
     Attributes:
-      image, goal, eps: clean image, what is wanted, and the budget.
+      image, goal, eps: clean image `[...]`, what is wanted, and the budget.
       step: steps made.
-      x: the current iterate.
+      x: `[...]` the current iterate.
       best: the iterate with the highest loss; in L1 since the budget last changed.
       pace: the step size, and what it hangs on.
       found: the first iterate that was adversarial.
@@ -91,13 +91,13 @@ class APGD(Attack):
         x_{k+1} = P(x_k + alpha (z - x_k) + (1 - alpha) (x_k - x_{k-1}))
 
     At a few checkpoints that lie ever closer (`windows`), eta, at first 2 eps, is halved and x goes
-    back to the best point so far if fewer than rho of the steps since the last one raised the loss,
-    or if eta was not halved there and the highest loss has not changed since. Croce & Hein (2020),
-    "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
-    attacks", algorithm 1. APGD-CE, APGD-DLR and APGD-T are the losses "cross_entropy", "dlr", and
-    "dlr" with targets=9.
+    back to the best point so far if no more than rho of the steps since the last one raised the
+    loss, or if eta was not halved there and the highest loss has not changed since. Croce & Hein
+    (2020), "Reliable evaluation of adversarial robustness with an ensemble of diverse
+    parameter-free attacks", algorithm 1. APGD-CE, APGD-DLR and APGD-T are the losses
+    "cross_entropy", "dlr", and "dlr" with targets=9.
 
-    In L1 only the k steepest features move, without momentum,
+    In L1 only the k steepest features move, at first a fifth of all, without momentum,
 
         x_{k+1} = P(x_k + eta s),  s = sign of the gradient's k largest entries, over their number
 
@@ -116,12 +116,17 @@ class APGD(Attack):
     Attributes:
       loss: what is maximised, a key of `losses.LOSSES`.
       alpha: weight of the new step against the momentum, in (0, 1]; the paper's 0.75. Not in L1.
-      rho: share of the steps that have to raise the loss, in [0, 1]; the paper's 0.75. Not in L1.
+      rho: more than this share of the steps have to raise the loss, in [0, 1]; the paper's 0.75.
+        Not in L1.
       share: that share, in (0, 1); L1 only. 0.8 instead of the paper's 2/3: with larger budgets
         every step is a checkpoint, and k would fall too fast. (The authors' code counts features
         that rounding kept from being put back exactly, which slows it down as well.)
       larger_budgets: L1 only: spend 30 % of the steps with a budget of 3 eps and 30 % with 2 eps,
         beginning each stage at the projected best point of the one before.
+
+    Raises:
+      ValueError: a hyperparameter out of its range, an unknown loss, a norm that it does not
+        measure in, or `larger_budgets` in another norm than L1.
     """
 
     norm: str = "linf"

@@ -2,6 +2,7 @@
 
 An attack is written for ONE example, an image without a batch axis; `jax.vmap` makes it a batch,
 so that a result can depend neither on the batch's size nor on its order. `attacks.run` drives it.
+In the docstrings of attacks `[...]` is the shape of that image, `[H, W, C]` or any other.
 """
 
 import dataclasses
@@ -23,9 +24,10 @@ class Found(NamedTuple):
     """What an attack found for one example, or for a batch with a leading axis.
 
     Attributes:
-      image: the adversarial image in [0, 1]; the clean one where nothing was found.
-      success: whether it is what the attacker wants.
-      distance: from the clean image, in the attack's norm; `inf` where nothing was found.
+      image: `[...]` the adversarial image in [0, 1]; the clean one where nothing was found.
+      success: boolean scalar, whether it is what the attacker wants.
+      distance: float32 scalar, from the clean image, in the attack's norm; `inf` where nothing was
+        found.
     """
 
     image: jax.Array
@@ -51,13 +53,18 @@ class Attack:
     """Hyperparameters that all attacks share. Frozen and hashable: equal attacks share programs.
 
     Attributes:
-      norm: in which the perturbation is measured, a key of `norms.NORMS`.
-      steps: iterations.
-      restarts: independent tries for an example, each with its own key; a fixed-budget attack
-        stops at the first that succeeds, a minimum-norm attack keeps the nearest.
+      norm: in which the perturbation is measured, a key of `norms.NORMS`. "l0" counts features,
+        each channel value by itself; "l0_pixels" pixels, however many of their channels change.
+      steps: iterations, at least 1.
+      restarts: independent tries for an example, at least 1, each with its own key; a fixed-budget
+        attack stops at the first that succeeds, a minimum-norm attack keeps the nearest.
       targeted: labels are the classes to reach, not the ones to leave.
       targets: head for that many of the other classes, the likeliest first, each in tries of its
         own; leaving the label is a success all the same. 0: head for none in particular.
+
+    Raises:
+      ValueError: a hyperparameter out of its range, a norm that the attack does not measure in,
+        `targets` in a targeted attack, or restarts of one that draws nothing at random.
     """
 
     norm: str
@@ -71,6 +78,8 @@ class Attack:
     reference: ClassVar[str] = ""
     # A minimum-norm attack looks for the nearest adversarial example; the others need a budget.
     minimum_norm: ClassVar[bool] = False
+    # Whether a try is random, so that another one may find something else.
+    draws: ClassVar[bool] = True
     # A black-box attack only looks at outputs.
     uses_gradients: ClassVar[bool] = True
     # It treats all entries of an image alike, whatever its shape (in l0_pixels none does). It then
@@ -96,12 +105,29 @@ class Attack:
                 "targets, use one or the other."
             )
 
+        if self.restarts > 1 and not self.draws:
+            raise ValueError(
+                f"restarts is {self.restarts}; {type(self).__name__} with these options draws "
+                "nothing at random, every try would be the same: use 1 (or `targets`)."
+            )
+        if getattr(self, "loss", None) == "kl" and (self.targeted or self.targets):
+            raise ValueError(
+                "loss is 'kl'; it compares with the clean image's prediction and can head for no "
+                "target, use another loss."
+            )
+
     def _integers(self, *of: str, least: int) -> None:
         """Raises a ValueError unless these hyperparameters are integers of at least `least`."""
         for name in of:
             value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
+            whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+            if not whole or value < least:
                 raise ValueError(f"{name} is {value!r}; an integer of at least {least} is needed.")
+
+    def passes(self, classes: int) -> tuple[Passes, Passes, Passes]:
+        """What `init`, a `step` and `result` cost in a network with that many classes."""
+        del classes
+        return self.init_passes, self.step_passes, self.result_passes
 
     @property
     def may_go_on(self) -> bool:
@@ -113,7 +139,13 @@ class Attack:
         return self.restarts * max(1, min(self.targets, classes - 1))
 
     def goal(self, clean: jax.Array, label: jax.Array, attempt: jax.Array) -> Goal:
-        """What is wanted of an example with these clean logits `[C]` in one of its attempts."""
+        """What is wanted of an example in one of its attempts.
+
+        Args:
+          clean: `[C]` logits of the clean image.
+          label: integer scalar, the true class; in a targeted attack the one to reach.
+          attempt: integer scalar, from 0 to `attempts(C) - 1`.
+        """
         if self.targeted:
             return Goal(None, label, clean)
         if not self.targets:
@@ -130,26 +162,35 @@ class Attack:
         key: jax.Array,
         eps: jax.Array,
     ) -> State:
-        """The state before the first step; `eps` is the budget, `inf` for minimum-norm attacks."""
+        """The state before the first step.
+
+        Args:
+          classifier: maps images `[B, ...]` to logits `[B, C]`.
+          image: `[...]` the clean image, float32 in [0, 1].
+          goal: what is wanted of this example; its classes are integer scalars.
+          key: one `jax.random.key`, of this attempt at this example.
+          eps: float32 scalar, the budget in the attack's norm, at least 0 (in L0 its floor counts);
+            `inf` for minimum-norm attacks, which do not look at it.
+        """
         raise NotImplementedError
 
     def step(self, classifier: Classifier, state: State) -> State:
-        """The state after one more iteration."""
+        """The state after one more iteration, of the same structure, shapes and dtypes."""
         raise NotImplementedError
 
     def finished(self, state: State) -> jax.Array:
-        """Whether further steps cannot change the result."""
+        """Boolean scalar: whether further steps cannot change the result."""
         raise NotImplementedError
 
     def iterate(self, state: State) -> jax.Array:
-        """The image where the attack stands, to be looked at where nothing was found.
+        """The image `[...]` where the attack stands, to be looked at where nothing was found.
 
         The state's `x`, or the clean image of a state that has none.
         """
         return state.x if hasattr(state, "x") else state.image
 
     def result(self, classifier: Classifier, state: State) -> Found:
-        """What was found; the last iterate, which no step has looked at, is looked at here."""
+        """What was found; a last iterate that no step has looked at is looked at here."""
         raise NotImplementedError
 
     def find(
@@ -163,6 +204,13 @@ class Attack:
         """One whole attempt at one image, in one program: to jit, and to vmap over any argument.
 
         Checks nothing and stops early for nobody; `attacks.run` is what evaluates.
+
+        Args:
+          classifier, image, goal, key: as in `init`.
+          eps: the budget, a number or a scalar; needed by fixed-budget attacks.
+
+        Returns:
+          What was found, for this one image.
         """
         state = self.init(classifier, image, goal, key, jnp.asarray(eps, jnp.float32))
         state = jax.lax.fori_loop(

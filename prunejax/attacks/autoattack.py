@@ -20,7 +20,8 @@ def autoattack(
 
         standard   APGD-CE, APGD-T (9 targets), FAB-T (9 targets), Square (5,000 queries); in L1
                    APGD-CE with 5 restarts and APGD-T with 5 targets, both with larger budgets
-        plus       APGD-CE, APGD-DLR, FAB, Square, 5 restarts each but Square; APGD-T, FAB-T
+        plus       APGD-CE, APGD-DLR, FAB, Square, 5 tries each but Square; APGD-T, FAB-T. The
+                   first try of FAB begins at the image, as a member of its own
         rand       APGD-CE and APGD-DLR, for networks made by `expectation`
 
     Args:
@@ -51,7 +52,8 @@ def autoattack(
         members = {
             "apgd_ce": APGD(restarts=5, **apgd),
             "apgd_dlr": APGD(loss="dlr", restarts=5, **apgd),
-            "fab": FAB(norm=norm, restarts=5, random_start=True),
+            "fab": FAB(norm=norm),
+            "fab_restarts": FAB(norm=norm, restarts=4, random_start=True),
         }
         members |= square | targeted
     else:

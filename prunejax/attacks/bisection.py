@@ -1,10 +1,13 @@
 """A fixed-budget attack as a minimum-norm attack: bisection over the budget of each example."""
 
+from collections.abc import Callable
+
 import jax
 import numpy as np
 
 from prunejax.attacks import cascade, runner
 from prunejax.attacks.attack import Attack
+from prunejax.attacks.inputs import require_attack, validated
 from prunejax.classifier import Classifier
 
 
@@ -17,6 +20,7 @@ def smallest_budget(
     upper: float | np.ndarray,
     key: jax.Array,
     halvings: int = 10,
+    progress: Callable[[int, int], None] | None = None,
     **options,
 ) -> runner.AttackResult:
     """The nearest adversarial examples that a fixed-budget attack finds by halving its budget.
@@ -32,48 +36,43 @@ def smallest_budget(
       upper: the largest budget, a number or `[N]`; what does not fall there is not found.
       key: as in `attacks.run`.
       halvings: the last bracket is `upper / 2 ** halvings` wide, or less.
-      **options: of `attacks.run`.
+      progress: called with (examples done, examples in all) of each of the runs.
+      **options: `indices`, `batch_size` and `devices` of `attacks.run`.
+
+    Returns:
+      The nearest that were found. The diagnostics are of the run at `upper`; `diverged`, `outside`
+      and `unconfirmed` of all runs together.
 
     Raises:
-      ValueError: a minimum-norm attack, or an argument out of range.
+      ValueError: a minimum-norm attack, or an argument out of range, `upper` under the name `eps`;
+        raised before anything is compiled.
     """
+    require_attack(attack)
     if attack.minimum_norm:
         raise ValueError(f"attack is {attack}; it finds the smallest budget by itself, run it.")
-    if halvings < 1:
-        raise ValueError(f"halvings is {halvings}; at least 1 is needed.")
-    number = len(images)
-    indices = options.pop("indices", None)
-    indices = np.arange(number) if indices is None else np.asarray(indices)
-    best = cascade.run(
-        attack, classifier, images, labels, key=key, eps=upper, indices=indices, **options
-    )
+    if not isinstance(halvings, int) or halvings < 1:
+        raise ValueError(f"halvings is {halvings!r}; an integer of at least 1 is needed.")
+    given = validated(attack, classifier, images, labels, key=key, eps=upper, **options)
+    best = cascade.run_on(attack, classifier, given, progress)
     best = runner.AttackResult(*best[: len(runner.AttackResult._fields)])
-    low = np.zeros(number, np.float32)
+    low, doubts = np.zeros_like(best.distance), [best.diagnostics]
     counts = attack.norm in ("l0", "l0_pixels")
     for _ in range(halvings):
         width = best.distance - low
         open_ = best.success & (width > (1 if counts else 0))
         if not open_.any():
             break
-        eps = low[open_] + width[open_] / 2
+        eps = low + width / 2
         eps = np.floor(eps) if counts else eps
-        tried = cascade.run(
-            attack,
-            classifier,
-            images[open_],
-            np.asarray(labels)[open_],
-            key=key,
-            eps=eps,
-            indices=indices[open_],
-            **options,
-        )
+        tried = cascade.run_on(attack, classifier, given._replace(eps=eps).of(open_), progress)
+        doubts.append(tried.diagnostics)
         of = np.flatnonzero(open_)
         best.forwards[of] += tried.forwards
         best.backwards[of] += tried.backwards
-        won = of[tried.success]
+        won, lost = of[tried.success], of[~tried.success]
         best.images[won] = tried.images[tried.success]
         best.distance[won] = tried.distance[tried.success]
         for norm, size in tried.sizes.items():
             best.sizes[norm][won] = size[tried.success]
-        low[of[~tried.success]] = eps[~tried.success]
-    return best
+        low[lost] = eps[lost]
+    return best._replace(diagnostics=cascade.counted_together(doubts))

@@ -18,13 +18,13 @@ _LAMBDA_HALVINGS, _TAU_HALVINGS, _CAP_HALVINGS = 16, 11, 14
 
 
 class BrendelBethgeState(NamedTuple):
-    """State of the Brendel & Bethge attack.
+    """State of Brendel & Bethge. `[...]` is the image's shape; other numbers are scalars.
 
     Attributes:
-      image, goal: clean image and what is wanted.
+      image, goal: clean image `[...]` and what is wanted.
       step: steps made.
-      x: the current iterate, near the boundary on either side.
-      b: running mean of the gradients of the margin.
+      x: `[...]` the current iterate, near the boundary on either side.
+      b: `[...]` running mean of the gradients of the margin.
       found: the nearest adversarial iterate.
     """
 
@@ -56,21 +56,26 @@ class BrendelBethge(Attack):
     filled. In L2, L1 and Linf that is the exact minimum, to the precision of the bisections; in L0
     that of the relaxed problem, with one feature left part of the way. Without a trust region it
     is greedy by |b| times the way to the edge of the box. Where the boundary is out of reach, the
-    step is the shortest way towards it, cut to r.
+    step is the shortest way towards it, cut to r. "l0" counts features, each channel value by
+    itself; "l0_pixels" pixels, whose channels go back together.
 
     Attributes:
       steps: 1000 as in the authors' code.
-      overshoot: how far beyond the linearised boundary to aim, in [1, 2); 1.1 in the code.
+      overshoot: how far to aim, in [1, 2), where 1 is the linearised boundary and more lies on its
+        adversarial side, in shares of the margin f; 1.1 in the code.
       lr: r at the start over the number of entries of the image: how far, in L2, a step may go for
         each entry, in units of the pixels' range. Positive; by default 1e-2, and in L0, where a
         feature is put back only if r has room for all of its move, 3e-2 and r at least 2. In the
         code 1e-3, but times the size of the batch.
-      lr_decay, lr_num_decay: r is multiplied by `lr_decay` so many times during a run, at equal
-        intervals. 0.5 and 20 in the code, where r ends at a millionth; in L0 a step below 1 takes
-        hardly any feature back.
+      lr_decay, lr_num_decay: r is multiplied by `lr_decay`, in (0, 1], so many times during a run,
+        at least 1, at equal intervals. 0.5 and 20 in the code, where r ends at a millionth; in L0 a
+        step below 1 takes hardly any feature back.
       momentum: of b, in [0, 1); 0.8 in the code.
-      halvings: of the way from the start to the boundary.
-      tries: points on the way to noise images, to choose the start from.
+      halvings: of the way from the start to the boundary, at least 1.
+      tries: points on the way to noise images, to choose the start from, at least 1.
+
+    Raises:
+      ValueError: a hyperparameter out of its range, or an unknown norm.
     """
 
     norm: str = "l0"
@@ -124,8 +129,9 @@ class BrendelBethge(Attack):
         return state._replace(step=state.step + 1, x=x, b=b, found=found)
 
     def radius_at(self, step: jax.Array, size: int) -> jax.Array:
-        """Radius of the trust region at a step, counted from 0, for that many entries."""
+        """L2 radius of the trust region at a step, counted from 0, for that many entries."""
         decays = (step + 1) // max(1, self.steps // self.lr_num_decay)
+        decays = jnp.minimum(decays, self.lr_num_decay)
         lr = self.lr or (max(3e-2, 2 / size) if self.norm in ("l0", "l0_pixels") else 1e-2)
         return lr * size * self.lr_decay**decays
 
@@ -148,6 +154,13 @@ def closest_in_region(
     argmin ||v - image|| over v in [0, 1] with <b, v - x> >= c and ||v - x||_2 <= r; see
     `BrendelBethge`. Where the hyperplane cannot be reached within r, the shortest way to it, cut
     to r.
+
+    Args:
+      norm: of v - image, a key of `norms.NORMS`.
+      image, x: `[...]` the clean image and the iterate, in [0, 1].
+      b: `[...]` normal of the hyperplane; its scale matters only beside c.
+      c: scalar, what has to be gained along b.
+      r: scalar, radius of the trust region, positive, in L2 whatever the norm.
     """
     flatten, shape = norms.get(norm).flatten, x.shape
     image, x, b = flatten(image), flatten(x), flatten(b)

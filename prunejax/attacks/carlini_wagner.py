@@ -13,14 +13,14 @@ from prunejax.attacks.goal import Goal
 
 
 class CarliniWagnerState(NamedTuple):
-    """State of Carlini & Wagner's attack.
+    """State of Carlini & Wagner's attack. `[...]` is the image's shape; other numbers are scalars.
 
     Attributes:
-      image, goal: clean image and what is wanted.
+      image, goal: clean image `[...]` and what is wanted.
       round: of the binary search, those that are over.
       iteration: within the round.
-      w: the image in tanh space.
-      adam: moments of Adam.
+      w: `[...]` the image in tanh space.
+      adam: count and moments `[...]` of Adam.
       c: weight of the penalty; `lower` was too small, `upper` enough (`inf`: none was yet).
       won: whether an iterate of this round was adversarial.
       checked: the loss at the last look whether it still falls.
@@ -47,20 +47,26 @@ class CarliniWagner(Attack):
 
         min_w ||x(w) - image||_2^2 + c max(kappa - margin(x(w)), 0),   x(w) = (tanh(w) + 1) / 2
 
-    c is multiplied by 10 until a round of iterations ends with an adversarial example, then
-    bisected. Every round starts at the clean image.
+    c is multiplied by 10 until an iterate of a round is adversarial, then bisected. Every round
+    starts at the clean image. Of 10 rounds or more the authors' code spends the last on `upper`,
+    the smallest c that was enough; that is left out, here it bisects like the others.
     Carlini & Wagner (2017), "Towards evaluating the robustness of neural networks", section VI-A.
 
     Attributes:
       steps: of all rounds together, each gets steps // rounds of them. The authors' code makes
         10000 a round, here 1000 by default.
       rounds: values of c that are tried, 1 to `steps`; 9 in the authors' code.
-      learning_rate: of Adam, positive; 0.01 in the authors' code.
-      initial_c: the first c, positive; 0.001 in the authors' code.
-      confidence: kappa, the margin an example must have to be adversarial, at least 0.
+      learning_rate: of Adam, in tanh space, positive; 0.01 in the authors' code.
+      initial_c: the first c, squared L2 distance for a unit of logit, positive; 0.001 in the
+        authors' code.
+      confidence: kappa, the margin an example must have to be adversarial, in units of the logits,
+        at least 0; 0 in the authors' code.
       abort_early: end a round where the loss has not fallen to 0.9999 of what it was a tenth of the
         round before; the example goes on with its next. The authors' code looks at the sum over a
         batch, which falls for longer: here the median distance was 1.02 times as far with it.
+
+    Raises:
+      ValueError: a hyperparameter out of its range, or another norm than L2.
     """
 
     norm: str = "l2"
@@ -72,6 +78,7 @@ class CarliniWagner(Attack):
     abort_early: bool = False
 
     supported: ClassVar[tuple[str, ...]] = ("l2",)
+    draws: ClassVar[bool] = False
     reference: ClassVar[str] = "Carlini & Wagner 2017"
     entrywise: ClassVar[bool] = True
     minimum_norm: ClassVar[bool] = True
@@ -118,11 +125,12 @@ class CarliniWagner(Attack):
             logits = logits_of(classifier, x)
             margin = losses.margin(logits, state.goal)
             penalty = state.c * jax.nn.relu(self.confidence - margin)
-            return jnp.sum(jnp.ravel(x - state.image) ** 2) + penalty, (x, logits, margin)
+            return jnp.sum(jnp.ravel(x - state.image) ** 2) + penalty, (x, logits)
 
-        (loss, (x, logits, margin)), grad = jax.value_and_grad(objective, has_aux=True)(state.w)
-        adversarial = state.goal.reached(logits) & (margin >= self.confidence)
-        adversarial &= ~self.finished(state)
+        (loss, (x, logits)), grad = jax.value_and_grad(objective, has_aux=True)(state.w)
+        # Whoever heads for a target may also leave the label for a third class.
+        reached = losses.margin(logits, state.goal.judged()) >= self.confidence
+        adversarial = state.goal.reached(logits) & reached & ~self.finished(state)
         update, adam = optax.scale_by_adam().update(grad, state.adam)
 
         look = state.iteration % max(1, self.iterations // 10) == 0
@@ -173,13 +181,16 @@ def to_tanh_space(image: jax.Array) -> jax.Array:
 
 
 def from_tanh_space(w: jax.Array) -> jax.Array:
-    """The image in [0, 1]."""
+    """The image in [0, 1], of the shape of w."""
     return (jnp.tanh(w) + 1) / 2
 
 
 def next_weight(
     lower: jax.Array, upper: jax.Array, c: jax.Array, won: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The bracket after a round with c, and the next c: ten times it until something was found."""
+    """The bracket after a round with c, and the next c: ten times it until something was found.
+
+    All scalars; `won` is whether the round found something.
+    """
     lower, upper = jnp.where(won, lower, c), jnp.where(won, c, upper)
     return lower, upper, jnp.where(jnp.isinf(upper), 10 * c, (lower + upper) / 2)

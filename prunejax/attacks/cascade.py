@@ -7,9 +7,10 @@ from typing import ClassVar, NamedTuple
 import jax
 import numpy as np
 
-from prunejax.attacks import lanes, runner
+from prunejax.attacks import runner
 from prunejax.attacks.attack import Attack
 from prunejax.attacks.diagnostics import Diagnostics
+from prunejax.attacks.inputs import Inputs, validated
 from prunejax.classifier import Classifier
 
 
@@ -38,6 +39,11 @@ class Cascade:
         if len(set(names)) < len(names):
             raise ValueError(f"members has the names {names}; each may appear once.")
         for name, attack in self.members:
+            if not isinstance(attack, Attack):
+                raise ValueError(
+                    f"members has {name!r}, which is {attack!r}; an attack is needed, "
+                    "attacks.create(name) makes one."
+                )
             if attack.norm != self.norm:
                 raise ValueError(
                     f"members has {name!r} in {attack.norm!r}; the budget is in {self.norm!r}."
@@ -50,9 +56,10 @@ class CascadeResult(NamedTuple):
     Attributes:
       images, success, distance, forwards, backwards, sizes: as in `AttackResult`; the image is the
         first attack's that succeeded.
-      diagnostics: of the first member, which sees all examples; `diverged`, `outside` and
-        `unconfirmed` of all members together; `weaker` are the examples that one step of any member
-        finds within the budget and none of the attacks.
+      diagnostics: of the first member, which sees all examples, also `loss` and `asked_loss`;
+        `diverged`, `outside` and `unconfirmed` of all members together; `weaker` are the examples
+        that one step of any member finds within the budget and none of the attacks. What there is
+        to doubt in the others is in `members`: ask the result for `warnings`, not these.
       by: number of the member that succeeded first; -1 for none, or where none was needed.
       members: for each name the numbers of the examples it saw, and its own result on them.
     """
@@ -108,26 +115,50 @@ def run(
     devices: Sequence[jax.Device] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> runner.AttackResult | CascadeResult:
-    """Runs one attack (`runner.run`) or a cascade of them; the arguments are the same.
+    """Attacks every example, with one attack or a cascade of them.
 
-    Every member of a cascade starts from the clean images, with the same key as if it ran alone.
+    An example that the classifier gets wrong already is not attacked: its distance is 0. Success is
+    confirmed by a fresh forward pass on the returned image, within ball and box. Every member of a
+    cascade starts from the clean images, with the same key as if it ran alone.
+
+    Args:
+      attack: which attack or cascade.
+      classifier: maps images in [0, 1] to logits.
+      images: `[N, ...]` floats in [0, 1].
+      labels: `[N]` integers: the true classes, or the classes to reach for a targeted attack.
+      key: a single key; each example's own is derived from it and from its index.
+      eps: budget in the attack's norm, a number or `[N]`; needed by fixed-budget attacks and
+        cascades. For minimum-norm attacks None.
+      indices: `[N]` what identifies each example (its number in the test set, say), so that its
+        random numbers do not depend on which others are attacked with it; default 0 to N - 1.
+      batch_size: lanes at most; half of them, and so on, where that is enough for all examples.
+      devices: to share the lanes; all local ones by default.
+      progress: called with (examples done, examples in all) now and then.
+
+    Returns:
+      What was found, and reasons to doubt it.
 
     Raises:
       ValueError: an argument out of range; raised before anything is compiled.
     """
-    options = {"key": key, "batch_size": batch_size, "devices": devices}
+    given = validated(
+        attack, classifier, images, labels,
+        key=key, eps=eps, indices=indices, batch_size=batch_size, devices=devices,
+    )  # fmt: skip
+    return run_on(attack, classifier, given, progress)
+
+
+def run_on(
+    attack: Attack | Cascade,
+    classifier: Classifier,
+    given: Inputs,
+    progress: Callable[[int, int], None] | None = None,
+) -> runner.AttackResult | CascadeResult:
+    """`run` on arguments that have been checked; all that it runs has as many lanes."""
     if isinstance(attack, Attack):
-        return runner.run(
-            attack, classifier, images, labels,
-            eps=eps, indices=indices, progress=progress, **options,
-        )  # fmt: skip
-    if eps is None:
-        raise ValueError(f"eps is None; a cascade needs a budget in {attack.norm}.")
-    number = len(images)
-    indices = np.arange(number) if indices is None else np.asarray(indices)
-    budgets = np.broadcast_to(np.asarray(eps, np.float32), (number,))
-    batch_size = lanes.lane_count(number, batch_size, len(devices or jax.local_devices()))
-    found, by, members = None, np.full(number, -1), {}
+        return runner.run(attack, classifier, given, progress)
+    number, found, members = len(given.images), None, {}
+    by = np.full(number, -1)
     for place, (name, member) in enumerate(attack.members):
         everyone = found is None or attack.individual
         standing = np.arange(number) if everyone else np.flatnonzero(~found.success)
@@ -137,19 +168,10 @@ def run(
         def report(done, left, place=place):
             progress((place + 1) * number - left + done, len(attack.members) * number)
 
-        result = runner.run(
-            member,
-            classifier,
-            images[standing],
-            np.asarray(labels)[standing],
-            eps=None if member.minimum_norm else budgets[standing],
-            indices=indices[standing],
-            shrink=False,
-            progress=progress and report,
-            **(options | {"batch_size": batch_size}),
-        )
+        some = given.of(standing)
+        result = runner.run(member, classifier, some, progress and report)
         if member.minimum_norm:
-            result = _within(result, images[standing], budgets[standing])
+            result = _within(result, some.images, some.eps)
         members[name] = standing, result
         if found is None:
             found = jax.tree.map(
@@ -180,11 +202,13 @@ def _merged(cascade: Cascade, success: np.ndarray, members: dict) -> Diagnostics
             seen, result = members[name]
             weaker[seen] |= result.diagnostics.weaker & ~success[seen]
     each = [result.diagnostics for _, result in members.values()]
-    sums = {
-        name: sum(getattr(doubts, name) for doubts in each)
-        for name in ("diverged", "outside", "unconfirmed")
-    }
-    return each[0]._replace(weaker=weaker, **sums)
+    return counted_together(each)._replace(weaker=weaker)
+
+
+def counted_together(each: Sequence[Diagnostics]) -> Diagnostics:
+    """The first of several, with the attempts and images that all of them count."""
+    counts = ("diverged", "outside", "unconfirmed")
+    return each[0]._replace(**{n: sum(getattr(doubts, n) for doubts in each) for n in counts})
 
 
 def _within(

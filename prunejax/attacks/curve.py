@@ -1,12 +1,13 @@
 """One attack at a list of budgets, in one call."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 
 from prunejax.attacks import cascade
 from prunejax.attacks.attack import Attack
+from prunejax.attacks.inputs import require_attack, validated
 from prunejax.classifier import Classifier
 
 
@@ -18,6 +19,7 @@ def robust_accuracies(
     budgets: Sequence[float],
     *,
     key: jax.Array,
+    progress: Callable[[int, int], None] | None = None,
     **options,
 ) -> np.ndarray:
     """Share of examples that an attack leaves right, at each budget: the security curve.
@@ -32,30 +34,32 @@ def robust_accuracies(
       labels: `[N]`.
       budgets: `[K]` increasing, in the attack's norm.
       key: as in `attacks.run`.
-      **options: of `attacks.run`.
+      progress: called with (examples done, examples in all) of the run at each budget.
+      **options: `indices`, `batch_size` and `devices` of `attacks.run`.
 
     Returns:
       `[K]` accuracies in [0, 1].
 
     Raises:
-      ValueError: budgets that do not increase, or an argument out of range.
+      ValueError: budgets that do not increase, or an argument out of range; raised before anything
+        is compiled.
     """
-    budgets = np.asarray(budgets, np.float32)
-    if budgets.ndim != 1 or not len(budgets) or (np.diff(budgets) <= 0).any():
-        raise ValueError(f"budgets is {budgets}; a list of increasing ones is needed.")
-    number, labels = len(images), np.asarray(labels)
-    indices = options.pop("indices", None)
-    indices = np.arange(number) if indices is None else np.asarray(indices)
+    require_attack(attack)
+    numbers = np.asarray(budgets)
+    rising = numbers.ndim == 1 and numbers.dtype.kind in "iuf" and len(numbers) > 0
+    if not rising or not (numbers[0] >= 0 and np.all(np.diff(numbers) > 0)):
+        raise ValueError(f"budgets is {budgets}; a list of increasing numbers >= 0 is needed.")
+    eps = None if attack.minimum_norm else numbers[-1]
+    given = validated(attack, classifier, images, labels, key=key, eps=eps, **options)
+    budgets, number = numbers.astype(np.float32), len(given.images)
     if attack.minimum_norm:
-        run = cascade.run(attack, classifier, images, labels, key=key, indices=indices, **options)
+        run = cascade.run_on(attack, classifier, given, progress)
         return np.mean(run.distance > budgets[:, None], axis=1)
     standing, left = np.arange(number), []
     for eps in budgets:
         if len(standing):
-            run = cascade.run(
-                attack, classifier, images[standing], labels[standing],
-                key=key, eps=float(eps), indices=indices[standing], **options,
-            )  # fmt: skip
+            some = given._replace(eps=np.full(number, eps)).of(standing)
+            run = cascade.run_on(attack, classifier, some, progress)
             standing = standing[~run.success]
         left.append(len(standing) / number)
     return np.array(left)

@@ -14,13 +14,13 @@ from prunejax.attacks.goal import Goal
 
 
 class DDNState(NamedTuple):
-    """State of DDN.
+    """State of DDN. `[...]` is the image's shape; other numbers are scalars.
 
     Attributes:
-      image, goal, key: clean image, what is wanted, and the key.
+      image, goal, key: clean image `[...]`, what is wanted, and the key.
       step: steps made.
-      x: the current iterate, image + delta.
-      eps: radius of the sphere.
+      x: `[...]` the current iterate, image + delta.
+      eps: radius of the sphere, an L2 distance.
       found: the nearest adversarial iterate.
     """
 
@@ -41,19 +41,23 @@ class DDN(Attack):
         delta <- delta + alpha grad L / ||grad L||_2
         delta <- clip(eps delta / ||delta||_2)
 
-    alpha decays from 1 to 0.01 by a cosine. Where the gradient is zero a random direction takes its
-    place. Rony et al. (2019), "Decoupling direction and norm for efficient gradient-based L2
-    adversarial attacks and defenses", algorithm 1; the loss alone is another by default.
+    alpha, an L2 length, decays from 1 to 0.01 by a cosine; eps is at most the way to the farthest
+    corner of the box. Where the gradient is zero a random direction takes its place.
+    Rony et al. (2019), "Decoupling direction and norm for efficient gradient-based L2 adversarial
+    attacks and defenses", algorithm 1; the loss alone is another by default.
 
     Attributes:
       steps: 100 in the authors' code; the paper makes up to 1000.
       gamma: relative change of eps, in (0, 1); 0.05 in the paper.
-      init_eps: radius of the first sphere, positive; 1 in the paper.
+      init_eps: L2 radius before the first step, positive; 1 in the paper.
       loss: what is climbed, a key of `losses.LOSSES`. The paper's "cross_entropy" pulls towards
         several classes at once: it ends 5 to 15 % above the optimum on linear networks, and 3 %
         above the "margin" on a robust one.
       levels: round every iterate to images of that many grey levels (256 for bytes, as the paper
         does), at least 2; None for none of it.
+
+    Raises:
+      ValueError: a hyperparameter out of its range, an unknown loss, or another norm than L2.
     """
 
     norm: str = "l2"
@@ -75,8 +79,8 @@ class DDN(Attack):
             raise ValueError(f"gamma is {self.gamma}; it must lie in (0, 1).")
         if not self.init_eps > 0:
             raise ValueError(f"init_eps is {self.init_eps}; it must be positive.")
-        if self.levels is not None and self.levels < 2:
-            raise ValueError(f"levels is {self.levels}; at least 2 are needed, or None.")
+        if self.levels is not None:
+            self._integers("levels", least=2)
 
     @property
     def may_go_on(self) -> bool:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from prunejax import norms
-from prunejax.attacks.attack import Attack, Found, logits_of
+from prunejax.attacks.attack import Attack, Found, Passes, logits_of
 from prunejax.attacks.goal import Goal, without
 
 # Each step goes this far beyond the boundary, in the norm (1e-4 in the authors' code).
@@ -15,13 +15,13 @@ BEYOND = 1e-5
 
 
 class DeepFoolState(NamedTuple):
-    """State of DeepFool.
+    """State of DeepFool. `[...]` is the image's shape; other numbers are scalars.
 
     Attributes:
-      image, goal: clean image and what is wanted.
+      image, goal: clean image `[...]` and what is wanted.
       rivals: `[K]` the classes whose boundary is considered.
-      r: sum of the steps so far.
-      x: clip(image + (1 + overshoot) r).
+      r: `[...]` sum of the steps so far.
+      x: `[...]` clip(image + (1 + overshoot) r).
       found: the first adversarial iterate.
     """
 
@@ -41,14 +41,21 @@ class DeepFool(Attack):
         r <- r + |f_k| / ||w_k||_dual * direction(w_k)
 
     where direction is w / ||w||_2 in L2 and sign(w) in Linf. Moosavi-Dezfooli et al. (2016),
-    algorithm 2 and section 3.3, with one change: entries of w that would leave the box count as
-    zero. Else r grows where clipping undoes it, and on images with many black pixels
-    the boundary is often not reached at all. On a linear network the result is then the optimum
-    with the box, times 1 + overshoot. On others it is fast rather than minimal.
+    "DeepFool: a simple and accurate method to fool deep neural networks", algorithm 2 and section
+    3.3, with one change: entries of w that would leave the box count as zero. Else r grows where
+    clipping undoes it, and on images with many black pixels the boundary is often not reached at
+    all. On a linear network the result is then the optimum with the box, times 1 + overshoot. On
+    others it is fast rather than minimal.
 
     Attributes:
-      candidates: only that many of the likeliest other classes are considered.
-      overshoot: the iterate lies beyond the boundary by this share of r.
+      steps: at most; 50 as in the authors' code.
+      candidates: only that many of the likeliest other classes are considered, at least 1; 9 as in
+        the authors' code.
+      overshoot: the iterate lies beyond the boundary by this share of r, at least 0; 0.02 as in the
+        authors' code.
+
+    Raises:
+      ValueError: a hyperparameter out of its range, or a norm that it does not measure in.
     """
 
     norm: str = "l2"
@@ -57,6 +64,7 @@ class DeepFool(Attack):
     overshoot: float = 0.02
 
     supported: ClassVar[tuple[str, ...]] = ("l2", "linf")
+    draws: ClassVar[bool] = False
     reference: ClassVar[str] = "Moosavi-Dezfooli et al. 2016"
     entrywise: ClassVar[bool] = True
     minimum_norm: ClassVar[bool] = True
@@ -64,14 +72,19 @@ class DeepFool(Attack):
     def __post_init__(self):
         super().__post_init__()
         self._integers("candidates", least=1)
-        if self.overshoot < 0:
+        if not self.overshoot >= 0:
             raise ValueError(f"overshoot is {self.overshoot}; it must be at least 0.")
+
+    def passes(self, classes: int) -> tuple[Passes, Passes, Passes]:
+        rivals = 1 if self.targeted or self.targets else min(self.candidates, classes - 1)
+        return Passes(0, 0), Passes(1, rivals), Passes(1, 0)
 
     def init(self, classifier, image, goal, key, eps) -> DeepFoolState:
         del key, eps
         if goal.target is None:
-            others = without(logits_of(classifier, image), goal.label)
-            rivals = jax.lax.top_k(others, min(self.candidates, others.size - 1))[1]
+            clean = logits_of(classifier, image) if goal.clean is None else goal.clean
+            number = min(self.candidates, clean.size - 1)
+            rivals = jax.lax.top_k(without(clean, goal.label), number)[1]
         else:
             rivals = goal.target[None]
         found = self.nothing_found(image)

@@ -16,12 +16,12 @@ BEYOND = 1e-5
 
 
 class FABState(NamedTuple):
-    """State of FAB.
+    """State of FAB. `[...]` is the image's shape; other numbers are scalars.
 
     Attributes:
-      image, goal: clean image and what is wanted.
+      image, goal: clean image `[...]` and what is wanted.
       rivals: `[K]` the classes whose boundary is considered.
-      x: the current iterate.
+      x: `[...]` the current iterate.
       found: the nearest adversarial iterate.
     """
 
@@ -49,8 +49,8 @@ class FAB(Attack):
     adaptive boundary attack", algorithm 1, without its final search.
 
     Attributes:
-      candidates: only that many of the other classes are rivals, those likeliest at the image. The
-        default is all of 10 classes; the paper takes all of any number.
+      candidates: only that many of the other classes are rivals, those likeliest at the image; at
+        least 1. The default is all of 10 classes; the paper takes all of any number.
       alpha_max: the weight of the projection of the clean image is at most this, in [0, 1]; the
         default is the paper's.
       eta: how far to go along the projections, at least 1; beyond 1 crosses the boundary. 1.05 as
@@ -60,6 +60,9 @@ class FAB(Attack):
       random_start: begin at a random point within half the distance to the boundary linearised at
         the image, so that restarts differ, instead of at the image. The paper's restarts use half
         of the distance found before.
+
+    Raises:
+      ValueError: a hyperparameter out of its range, or a norm that it does not measure in.
     """
 
     norm: str = "linf"
@@ -74,7 +77,6 @@ class FAB(Attack):
     reference: ClassVar[str] = "Croce & Hein 2020 (FAB)"
     entrywise: ClassVar[bool] = True
     minimum_norm: ClassVar[bool] = True
-    result_passes: ClassVar[Passes] = Passes(0, 0)
 
     def __post_init__(self):
         super().__post_init__()
@@ -87,16 +89,13 @@ class FAB(Attack):
             raise ValueError(f"beta is {self.beta}; it must lie in (0, 1].")
 
     @property
-    def init_passes(self) -> Passes:
-        return Passes(1, self._backwards) if self.random_start else Passes(0, 0)
+    def draws(self) -> bool:
+        return self.random_start
 
-    @property
-    def step_passes(self) -> Passes:
-        return Passes(2, self._backwards)
-
-    @property
-    def _backwards(self) -> int:
-        return 1 if self.targeted or self.targets else self.candidates
+    def passes(self, classes: int) -> tuple[Passes, Passes, Passes]:
+        rivals = 1 if self.targeted or self.targets else min(self.candidates, classes - 1)
+        start = Passes(1, rivals) if self.random_start else Passes(0, 0)
+        return start, Passes(2, rivals), Passes(0, 0)
 
     def init(self, classifier, image, goal, key, eps) -> FABState:
         del eps

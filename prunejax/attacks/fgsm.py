@@ -13,7 +13,12 @@ from prunejax.attacks.goal import Goal
 
 
 class FGSMState(NamedTuple):
-    """Clean image, goal, budget, and the perturbed image x."""
+    """State of FGSM. `[...]` is the image's shape; other numbers are scalars.
+
+    Attributes:
+      image, goal, eps: clean image `[...]`, what is wanted, and the budget.
+      x: `[...]` the perturbed image.
+    """
 
     image: jax.Array
     goal: Goal
@@ -25,18 +30,26 @@ class FGSMState(NamedTuple):
 class FGSM(Attack):
     """One step to the maximum of the linearised loss over ball and box.
 
-        x = image + argmax_d <grad L(image), d>  such that  |d| <= eps, image + d in [0, 1]
+        x = image + argmax_d <grad L(image), d>  such that  ||d|| <= eps, image + d in [0, 1]
 
-    In Linf that is clip(image + eps * sign(grad)). Goodfellow, Shlens & Szegedy (2015), section 4.
+    In Linf that is clip(image + eps * sign(grad)); in L0 the floor(eps) units that gain most go to
+    their end of the box. A unit is a feature, each channel value by itself, in "l0", and a pixel
+    with all its channels in "l0_pixels". Goodfellow, Shlens & Szegedy (2015), "Explaining and
+    harnessing adversarial examples", section 4.
 
     Attributes:
+      steps: 1 and no other number.
       loss: what is maximised, a key of `losses.LOSSES`.
+
+    Raises:
+      ValueError: a hyperparameter out of its range, or an unknown norm or loss.
     """
 
     norm: str = "linf"
     steps: int = 1
     loss: str = "cross_entropy"
 
+    draws: ClassVar[bool] = False
     reference: ClassVar[str] = "Goodfellow, Shlens & Szegedy 2015"
     entrywise: ClassVar[bool] = True
 

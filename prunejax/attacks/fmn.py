@@ -14,13 +14,13 @@ from prunejax.attacks.goal import Goal
 
 
 class FMNState(NamedTuple):
-    """State of FMN.
+    """State of FMN. `[...]` is the image's shape; other numbers are scalars.
 
     Attributes:
-      image, goal: clean image and what is wanted.
+      image, goal: clean image `[...]` and what is wanted.
       step: steps made.
-      x: the current iterate, image + delta.
-      eps: radius of the ball.
+      x: `[...]` the current iterate, image + delta.
+      eps: radius of the ball, in the norm.
       found: the nearest adversarial iterate.
     """
 
@@ -53,10 +53,14 @@ class FMN(Attack):
 
     Attributes:
       steps: the paper and AttackBench make 100 to 1000; L0 needs all of those.
-      alpha: step length at the start, the L2 norm of a step; by default 10 in Linf (AttackBench),
-        where steps along the gradient lengthen few entries, else 1 (the paper).
+      alpha: step length at the start, the L2 norm of a step in every norm, positive; by default 10
+        in Linf (AttackBench), where steps along the gradient lengthen few entries, else 1 (the
+        paper).
       gamma: relative change of eps at the start, in (0, 1); 0.05 in the paper.
       gamma_final: relative change of eps at the end, in (0, gamma]; 0.001 in the paper.
+
+    Raises:
+      ValueError: a hyperparameter out of its range, or a norm that it does not measure in.
     """
 
     norm: str = "l2"
@@ -66,6 +70,7 @@ class FMN(Attack):
     gamma_final: float = 0.001
 
     supported: ClassVar[tuple[str, ...]] = ("l0", "l1", "l2", "linf")
+    draws: ClassVar[bool] = False
     reference: ClassVar[str] = "Pintor et al. 2021"
     entrywise: ClassVar[bool] = True
     minimum_norm: ClassVar[bool] = True
@@ -141,11 +146,11 @@ def radius(
     best: jax.Array,
     boundary: jax.Array,
 ) -> jax.Array:
-    """The next radius in Linf, L2 and L1.
+    """The next radius in Linf, L2 and L1; all arguments are scalars, lengths in the norm.
 
     Args:
       eps: the radius now.
-      gamma: its relative change.
+      gamma: its relative change, a share.
       adversarial: whether the iterate is.
       best: distance of the nearest adversarial iterate; `inf` if there is none.
       boundary: how far away the boundary is expected, from the clean image.

@@ -23,9 +23,25 @@ class Goal(NamedTuple):
     clean: jax.Array | None = None
 
     def reached(self, logits: jax.Array) -> jax.Array:
-        """Whether the prediction is as wanted, for logits `[C]`; for a batch of goals `[B, C]`."""
+        """Whether the prediction is as wanted, for logits `[C]`; for a batch of goals `[B, C]`.
+
+        With a logit that is NaN there is no prediction: an attack that gets lost has found nothing.
+        """
         prediction = jnp.argmax(logits, axis=-1)
-        return prediction == self.target if self.label is None else prediction != self.label
+        wanted = prediction == self.target if self.label is None else prediction != self.label
+        return wanted & ~jnp.isnan(logits).any(axis=-1)
+
+    def given(self, logits: jax.Array) -> jax.Array:
+        """Whether the clean image's logits are what is wanted, so that nothing is to be attacked.
+
+        Those with a NaN are not the label's: what a network cannot classify it gets wrong.
+        """
+        lost = jnp.isnan(logits).any(axis=-1)
+        return self.reached(logits) | (lost if self.label is not None else False)
+
+    def judged(self) -> "Goal":
+        """What counts as success, whichever class is headed for."""
+        return self if self.label is None else self._replace(target=None)
 
     def source(self, logits: jax.Array) -> jax.Array:
         """The class whose logit has to fall: the label, else the strongest but the target."""

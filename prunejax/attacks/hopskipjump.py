@@ -16,12 +16,12 @@ CHUNK = 32
 
 
 class HopSkipJumpState(NamedTuple):
-    """State of HopSkipJump.
+    """State of HopSkipJump. `[...]` is the image's shape; other numbers are scalars.
 
     Attributes:
-      image, goal, key: clean image, what is wanted, and the key.
+      image, goal, key: clean image `[...]`, what is wanted, and the key.
       step: iterations made.
-      x: on the adversarial side of the boundary; the clean image where no start was found.
+      x: `[...]` on the adversarial side of the boundary; the clean image where no start was found.
       found: the nearest such point.
     """
 
@@ -54,11 +54,14 @@ class HopSkipJump(Attack):
 
     Attributes:
       steps: 64 as in the authors' code.
-      queries: in the estimate of a normal, on average over the steps. With the default 64 steps
-        begin with about 70 and end with about 800, the authors' 100 sqrt(t).
-      halvings: of a way to the boundary. 16 find it to 1.5e-5 of the distance.
-      shortenings: xi is halved at most so often.
-      tries: points on the way to noise images, to choose the start from.
+      queries: in the estimate of a normal, on average over the steps, at least 1. With the default
+        64 steps begin with about 70 and end with about 800, the authors' 100 sqrt(t).
+      halvings: of a way to the boundary, at least 1. 16 find it to 1.5e-5 of the distance.
+      shortenings: xi is halved at most so often, at least 1.
+      tries: points on the way to noise images, to choose the start from, at least 1.
+
+    Raises:
+      ValueError: a hyperparameter out of its range, or a norm that it does not measure in.
     """
 
     norm: str = "l2"
@@ -113,7 +116,7 @@ class HopSkipJump(Attack):
         return state._replace(step=t, x=x, found=found)
 
     def queries_at(self, step: jax.Array) -> jax.Array:
-        """How many queries the estimate of a step, counted from 0, makes."""
+        """How many queries the estimate of a step, counted from 0, makes; both integer scalars."""
         after = jnp.stack([step, step + 1]) / self.steps
         made = jnp.round(self.queries * self.steps * after**1.5).astype(int)
         return made[1] - made[0]

@@ -1,25 +1,69 @@
-"""What an attack is given, checked before anything is compiled."""
+"""What a run is given, checked before anything is compiled."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
+from prunejax.attacks.lanes import lane_count
 from prunejax.classifier import Classifier
 
 
-def validated(attack, classifier, images, labels, eps):
-    """`images`, `labels` and `eps` as float32 and int32, an entry an example; the classes.
+class Inputs(NamedTuple):
+    """The arguments of a run when they have been checked.
+
+    Attributes:
+      images, labels, eps, indices: `[N, ...]` float32, and `[N]` int32, float32 and integers; `eps`
+        is infinite where there is no budget.
+      classes: of the classifier.
+      key: of the run.
+      width: lanes, a multiple of the mesh's devices.
+      mesh: of the devices that share them.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    eps: np.ndarray
+    indices: np.ndarray
+    classes: int
+    key: jax.Array
+    width: int
+    mesh: Mesh
+
+    def of(self, which: np.ndarray) -> "Inputs":
+        """Those of some examples, in as many lanes: nothing new is compiled for the fewer."""
+        return Inputs(*(part[which] for part in self[:4]), *self[4:])
+
+
+def validated(
+    attack,
+    classifier: Classifier,
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    key: jax.Array,
+    eps: float | np.ndarray | None = None,
+    indices: np.ndarray | None = None,
+    batch_size: int = 256,
+    devices: Sequence[jax.Device] | None = None,
+) -> Inputs:
+    """The arguments of `attacks.run`, those for single examples with an entry for each.
 
     Raises:
       ValueError: one that the attack or the classifier cannot take.
     """
+    require_attack(attack)
     images, labels = np.asarray(images), np.asarray(labels)
-    if images.ndim < 2 or not np.issubdtype(images.dtype, np.floating):
+    if images.ndim < 2 or not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(
             f"images has shape {images.shape} and dtype {images.dtype}; "
             "a batch [N, ...] of floats in [0, 1] is needed (divide bytes by 255)."
         )
-    if len(images) == 0 or labels.shape != images.shape[:1]:
+    number = len(images)
+    if number == 0 or labels.shape != (number,):
         raise ValueError(
             f"labels has shape {labels.shape} for images of shape {images.shape}; "
             "one label an image is needed, and at least one image."
@@ -29,66 +73,105 @@ def validated(attack, classifier, images, labels, eps):
             f"images lies in [{images.min()}, {images.max()}]; it must lie in [0, 1], "
             "normalisation belongs inside the classifier."
         )
-    for path, leaf in jax.tree_util.tree_leaves_with_path(classifier):
-        if np.issubdtype(leaf.dtype, np.floating) and not np.isfinite(np.asarray(leaf)).all():
-            raise ValueError(
-                f"classifier{jax.tree_util.keystr(path)} has NaN or infinite entries; "
-                "a network that has diverged cannot be attacked, restore an earlier checkpoint."
-            )
-    logits = _shape_of_logits(classifier, images.shape[1:])
-    if not hasattr(logits, "shape") or len(logits.shape) != 2 or logits.shape[0] != 2:
-        raise ValueError(f"classifier returns {logits} for 2 images; logits [2, C] are needed.")
-    classes = logits.shape[1]
+    classes = _classes(classifier, images.shape[1:])
     if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0 or labels.max() >= classes:
         raise ValueError(
             f"labels are {labels.dtype} in [{labels.min()}, {labels.max()}]; "
             f"integers in [0, {classes - 1}] are needed, for the classifier has {classes} classes."
         )
-    if attack.minimum_norm:
-        if eps is not None:
-            raise ValueError(
-                f"eps is {eps}; {type(attack).__name__} looks for the minimum, pass None."
-            )
-        eps = np.inf
-    elif eps is None:
-        raise ValueError(f"eps is None; {type(attack).__name__} needs a budget in {attack.norm}.")
-    budgets = np.asarray(eps)
-    acceptable = np.issubdtype(budgets.dtype, np.number) and budgets.shape in ((), labels.shape)
-    if not acceptable or not (budgets >= 0).all():
-        raise ValueError(f"eps is {budgets}; a number >= 0 is needed, or one for each example.")
-    if not (attack.minimum_norm or np.isfinite(budgets).all()):
-        raise ValueError(f"eps is {budgets}; the budget of {type(attack).__name__} must be finite.")
-    eps = budgets.astype(np.float32)
-    return (
-        images.astype(np.float32),
-        labels.astype(np.int32),
-        np.broadcast_to(eps, labels.shape).copy(),
-        classes,
-    )
-
-
-def _shape_of_logits(classifier: Classifier, image_shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
-    try:
-        # Of a jitted function, so that a network is traced once and not for every attack.
-        return _logits.eval_shape(classifier, jax.ShapeDtypeStruct((2, *image_shape), jnp.float32))
-    except Exception as error:  # whatever the network raises on such images
-        raise ValueError(
-            f"images has the shape {image_shape} without its first axis, which the classifier does "
-            f"not take ({type(error).__name__}: {error}); give it what it was trained on."
-        ) from error
-
-
-@jax.jit
-def _logits(classifier: Classifier, images: jax.Array) -> jax.Array:
-    return classifier(images)
-
-
-def validated_indices(indices, number: int) -> np.ndarray:
-    """`indices`, or 0 to `number` - 1 for None."""
+    eps = _budgets(attack, eps, number)
     indices = np.arange(number) if indices is None else np.asarray(indices)
     if indices.shape != (number,) or not np.issubdtype(indices.dtype, np.integer):
         raise ValueError(
             f"indices has shape {indices.shape} and dtype {indices.dtype}; "
             f"integers of shape {(number,)} are needed, one an example."
         )
-    return indices
+    try:
+        jax.eval_shape(jax.random.fold_in, key, 0)
+    except Exception as error:  # whatever JAX says of other things than keys
+        raise ValueError(
+            f"key is {key!r}; a single key is needed, such as jax.random.key(0)."
+        ) from error
+    if not isinstance(batch_size, int | np.integer) or batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size!r}; an integer of at least 1 is needed.")
+    devices = jax.local_devices() if devices is None else devices
+    if not len(devices):
+        raise ValueError("devices is empty; at least 1 is needed, or None for all local ones.")
+    return Inputs(
+        images=images.astype(np.float32),
+        labels=labels.astype(np.int32),
+        eps=eps,
+        indices=indices,
+        classes=classes,
+        key=key,
+        width=lane_count(number, int(batch_size), len(devices)),
+        mesh=Mesh(np.array(devices), ("data",)),
+    )
+
+
+def require_attack(attack) -> None:
+    """Raises a ValueError for a name or a class in the place of an attack or cascade."""
+    if isinstance(attack, type) or not hasattr(attack, "minimum_norm"):
+        raise ValueError(
+            f"attack is {attack!r}; an attack is needed, attacks.create(name) makes one."
+        )
+
+
+def _budgets(attack, eps, number: int) -> np.ndarray:
+    """`[number]` float32."""
+    name = type(attack).__name__
+    if attack.minimum_norm:
+        if eps is not None:
+            raise ValueError(f"eps is {eps}; {name} looks for the minimum, pass None.")
+        return np.full(number, np.inf, np.float32)
+    if eps is None:
+        raise ValueError(f"eps is None; {name} needs a budget in {attack.norm}.")
+    eps = np.asarray(eps)
+    real = any(jnp.issubdtype(eps.dtype, kind) for kind in (jnp.floating, jnp.integer))
+    if not real or eps.shape not in ((), (number,)) or not (eps >= 0).all():
+        raise ValueError(f"eps is {eps}; a number >= 0 is needed, or one for each example.")
+    if not np.isfinite(eps).all():
+        raise ValueError(f"eps is {eps}; the budget of {name} must be finite.")
+    return np.broadcast_to(eps.astype(np.float32), (number,)).copy()
+
+
+def _classes(classifier: Classifier, image_shape: tuple[int, ...]) -> int:
+    """How many logits it returns for an image."""
+    if not isinstance(classifier, Classifier):
+        raise ValueError(
+            f"classifier is {classifier!r}; a Classifier(variables, apply_fn) is needed, of a "
+            "function of images alone Classifier(None, lambda _, images: function(images))."
+        )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(classifier):
+        if not _is_finite(leaf):
+            raise ValueError(
+                f"classifier{jax.tree_util.keystr(path)} has NaN or infinite entries; "
+                "a network that has diverged cannot be attacked, restore an earlier checkpoint."
+            )
+    try:
+        # Of a jitted function, so that a network is traced once and not for every attack.
+        logits = _logits.eval_shape(classifier, jax.ShapeDtypeStruct((2, *image_shape), "float32"))
+    except Exception as error:  # whatever the network raises on such images
+        raise ValueError(
+            f"images has the shape {image_shape} without its first axis, which the classifier does "
+            f"not take ({type(error).__name__}: {error}); give it what it was trained on."
+        ) from error
+    shape = getattr(logits, "shape", ())
+    if len(shape) != 2 or shape[0] != 2 or shape[1] < 2:
+        raise ValueError(
+            f"classifier returns {logits} for 2 images; logits [2, C] of at least 2 classes are "
+            "needed (one logit z, which a sigmoid follows, is the same as the two 0 and z)."
+        )
+    return shape[1]
+
+
+def _is_finite(leaf) -> bool:
+    """Whether no entry is NaN or infinite; True for what holds no floats, such as a key."""
+    if not jnp.issubdtype(getattr(leaf, "dtype", type(leaf)), jnp.inexact):
+        return True
+    return bool(np.isfinite(np.asarray(leaf)).all())
+
+
+@jax.jit
+def _logits(classifier: Classifier, images: jax.Array) -> jax.Array:
+    return classifier(images)

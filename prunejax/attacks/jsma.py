@@ -11,13 +11,13 @@ from prunejax.attacks.goal import Goal
 
 
 class JSMAState(NamedTuple):
-    """State of JSMA.
+    """State of JSMA. `[...]` is the image's shape; other numbers are scalars.
 
     Attributes:
-      image, goal: clean image and what is wanted.
+      image, goal: clean image `[...]` and what is wanted.
       target: the class to head for.
-      x: the current iterate.
-      domain: image-shaped mask of the features that may still be chosen.
+      x: `[...]` the current iterate.
+      domain: `[...]` mask of the features that may still be chosen.
       stuck: no feature of the domain has a positive saliency.
       found: the first iterate that was adversarial.
     """
@@ -52,9 +52,13 @@ class JSMA(Attack):
     Attributes:
       steps: the most pairs (or features) to move; 56 as in the paper, where 14.5 % of the 784
         features of an MNIST image may change.
-      theta: how far a feature moves, in [-1, 1] and not 0; 1 as in the paper.
+      theta: how far a feature moves, in units of the pixels' range, in [-1, 1] and not 0; 1 as in
+        the paper.
       pairs: choose two features at a time, as in the paper for images; False: one, by
         alpha_i |beta_i|.
+
+    Raises:
+      ValueError: a hyperparameter out of its range, or another norm than "l0".
     """
 
     norm: str = "l0"
@@ -63,6 +67,7 @@ class JSMA(Attack):
     pairs: bool = True
 
     supported: ClassVar[tuple[str, ...]] = ("l0",)
+    draws: ClassVar[bool] = False
     reference: ClassVar[str] = "Papernot et al. 2016"
     entrywise: ClassVar[bool] = True
     minimum_norm: ClassVar[bool] = True
@@ -72,10 +77,6 @@ class JSMA(Attack):
         super().__post_init__()
         if not 0 < abs(self.theta) <= 1:
             raise ValueError(f"theta is {self.theta}; it must lie in [-1, 1] and not be 0.")
-        if self.restarts > 1:
-            raise ValueError(
-                f"restarts is {self.restarts}; JSMA is deterministic, use 1 (or `targets`)."
-            )
 
     def init(self, classifier, image, goal, key, eps) -> JSMAState:
         del key, eps

@@ -13,13 +13,13 @@ from prunejax.attacks.goal import Goal
 
 
 class OnePixelState(NamedTuple):
-    """State of the differential evolution.
+    """State of the evolution. `[...]` is the image's shape; other numbers are scalars.
 
     Attributes:
-      image, goal, eps, key: clean image, what is wanted, the budget, and the example's key.
+      image, goal, eps, key: clean image `[...]`, what is wanted, the budget in pixels, and the key.
       step: generations bred.
       population: `[population, pixels, 2 + C]` row, column and colour of each pixel, in [0, 1].
-      loss: `[population]`.
+      loss: `[population]` of each candidate.
       best: `[pixels, 2 + C]` the first candidate that was adversarial; any until then.
       adversarial: whether there is one; nothing changes from then on.
     """
@@ -60,14 +60,19 @@ class OnePixel(Attack):
 
     Attributes:
       steps: generations; 100 as in the paper.
-      pixels: the most pixels a candidate has. At most floor(eps) of them are used, so that a
-        budget beyond `pixels` is not exhausted. 1, 3 and 5 in the paper.
-      population: candidates, each a query (forward pass) a generation; 400 as in the paper.
+      pixels: the most pixels a candidate has, at least 1. At most floor(eps) of them are used,
+        so that a budget beyond `pixels` is not exhausted. 1, 3 and 5 in the paper.
+      population: candidates, at least 4, each a query (forward pass) a generation; 400 as in the
+        paper.
       differential_weight: F, in (0, 2]; 0.5 as in the paper.
       strategy: "both", "best1", or "rand1" as in the paper.
       loss: what is raised, a key of `losses.LOSSES`.
-      slice_size: candidates of one example that go through the network together. A matter of
-        memory and speed only: the network sees slices times the runner's batch size.
+      slice_size: candidates of one example that go through the network together, at least 1. A
+        matter of memory and speed only: the network sees slices times the runner's batch size.
+
+    Raises:
+      ValueError: a hyperparameter out of its range, an unknown strategy or loss, or another norm
+        than "l0_pixels".
     """
 
     norm: str = "l0_pixels"
@@ -135,7 +140,7 @@ class OnePixel(Attack):
         return jnp.where(is_place, jnp.where(outside, anew, child), jnp.clip(child, 0, 1))
 
     def _query(self, classifier, state, candidates) -> tuple[jax.Array, jax.Array]:
-        """Loss, and whether it is what is wanted, of each candidate."""
+        """`[candidates]` loss, and whether it is what is wanted, of each candidate."""
 
         def query(candidate):
             logits = classifier(paint(state.image, candidate, state.eps)[None])[0]

@@ -11,20 +11,20 @@ from prunejax.attacks import losses
 from prunejax.attacks.attack import Attack, Found, logits_of
 from prunejax.attacks.goal import Goal
 
-# Of Adam, and those of the multipliers' running mean.
+# Adam's decay rates of the two moments, and what keeps it from dividing by zero.
 B1, B2, ADAM_EPS = 0.9, 0.999, 1e-8
 # The proximal operator in Adam's metric: at most that many iterations, to this relative change.
 PROXIMAL_STEPS, PROXIMAL_TOLERANCE = 5, 1e-2
 
 
 class PDPGDState(NamedTuple):
-    """State of PDPGD.
+    """State of PDPGD. `[...]` is the image's shape; other numbers are scalars.
 
     Attributes:
-      image, goal: clean image and what is wanted.
+      image, goal: clean image `[...]` and what is wanted.
       step: steps made.
-      delta: the perturbation, exact zeros where it is sparse.
-      adam: moments of Adam.
+      delta: `[...]` the perturbation, exact zeros where it is sparse.
+      adam: count and moments `[...]` of Adam.
       log_ratio: log(lambda_1 / lambda_0), how much more the margin weighs than the norm.
       weights: `[2]` running mean of (lambda_0, lambda_1), which sum to 1.
       found: the nearest adversarial iterate.
@@ -51,15 +51,21 @@ class PDPGD(Attack):
 
     eta decays geometrically, theta linearly to a tenth. The multipliers in force are running means.
     Matyasko & Chau (2021), "PDPGD: Primal-dual proximal gradient descent adversarial attack",
-    with the proximal Adam of Melchior et al. (2019).
+    with the optimiser of Melchior et al. (2019), "Proximal Adam: robust adaptive update scheme for
+    constrained optimization".
 
     Attributes:
       steps: 500 as in adversarial-library, from which all defaults are.
-      learning_rate: eta at the start, positive; 0.1.
+      learning_rate: eta at the start, about how far an entry moves in a step, in units of the
+        pixels' range; positive; 0.1.
       learning_rate_decay: eta at the end as a share of it, in (0, 1]; 0.01.
-      dual_rate: theta at the start, positive; 0.1.
+      dual_rate: theta at the start, by how much the logarithm of the ratio moves in a step;
+        positive; 0.1.
       dual_mean: share of the old multipliers in the running mean, in [0, 1); 0.9.
       initial_ratio: lambda_0 / lambda_1 at the start, in (1e-6, 1e6); 0.01.
+
+    Raises:
+      ValueError: a hyperparameter out of its range, or another norm than L1.
     """
 
     norm: str = "l1"
@@ -71,6 +77,7 @@ class PDPGD(Attack):
     initial_ratio: float = 0.01
 
     supported: ClassVar[tuple[str, ...]] = ("l1",)
+    draws: ClassVar[bool] = False
     reference: ClassVar[str] = "Matyasko & Chau 2021"
     entrywise: ClassVar[bool] = True
     minimum_norm: ClassVar[bool] = True
@@ -107,10 +114,10 @@ class PDPGD(Attack):
     def step(self, classifier, state: PDPGDState) -> PDPGDState:
         def objective(delta):
             logits = logits_of(classifier, state.image + delta)
-            margin = losses.margin(logits, state.goal)
-            return jax.nn.softplus(-margin), (logits, margin)
+            return jax.nn.softplus(-losses.margin(logits, state.goal)), logits
 
-        grad, (logits, margin) = jax.grad(objective, has_aux=True)(state.delta)
+        grad, logits = jax.grad(objective, has_aux=True)(state.delta)
+        margin = losses.margin(logits, state.goal.judged())
         found = self._look(state, logits)
 
         eta = self.learning_rate * self.learning_rate_decay ** (state.step / self.steps)
@@ -145,7 +152,7 @@ class PDPGD(Attack):
 
 
 def multipliers(log_ratio: jax.Array) -> jax.Array:
-    """(lambda_0, lambda_1), positive with sum 1, from the logarithm of lambda_1 / lambda_0."""
+    """`[2]` lambda_0 and lambda_1, positive with sum 1, from the log of lambda_1 / lambda_0."""
     return jax.nn.softmax(jnp.stack([jnp.zeros_like(log_ratio), log_ratio]))
 
 
@@ -156,6 +163,14 @@ def proximal(
 
     By proximal gradient steps of one length for all entries, 1 / max(metric), from `delta` on. Only
     a few are made, as published: where they end, entries with a small metric are cut much more.
+
+    Args:
+      delta, metric: `[...]`; the metric is positive.
+      weight: of the L1 norm, a scalar.
+      low, high: `[...]` the box around the image, as perturbations.
+
+    Returns:
+      `[...]` the z, exact zeros where it is sparse.
     """
     largest = jnp.max(metric)
 

@@ -13,12 +13,12 @@ from prunejax.attacks.goal import Goal
 
 
 class PGDState(NamedTuple):
-    """State of PGD.
+    """State of PGD. `[...]` is the image's shape; other numbers are scalars.
 
     Attributes:
-      image, goal, eps: clean image, what is wanted, and the budget.
-      x: the current iterate.
-      g: the accumulated gradient; None without momentum.
+      image, goal, eps: clean image `[...]`, what is wanted, and the budget.
+      x: `[...]` the current iterate.
+      g: `[...]` the accumulated gradient; None without momentum.
       found: the first iterate that was adversarial.
     """
 
@@ -38,19 +38,28 @@ class PGD(Attack):
         with momentum, direction(g) instead:  g <- momentum g + grad L(x) / ||grad L(x)||_1
 
     The projection on the intersection of ball and box is exact, the first adversarial iterate is
-    kept, and the last one is looked at too. Madry et al. (2018), section 2; for L1 the direction is
-    the sparse one of Tramer & Boneh (2019), for L0 the projection that of Croce & Hein (2019).
-    Momentum: Dong et al. (2018), "Boosting adversarial attacks with momentum", equations 6 and 7.
+    kept, and the last one is looked at too. In L0 floor(eps) units may change: features, each
+    channel value by itself, in "l0"; pixels with all their channels in "l0_pixels".
+
+    Madry et al. (2018), "Towards deep learning models resistant to adversarial attacks", section 2.
+    For L1 the direction is the sparse one of Tramer & Boneh (2019), "Adversarial training and
+    robustness for multiple perturbations"; for L0 the projection is that of Croce & Hein (2019),
+    "Sparse and imperceivable adversarial attacks". Momentum: Dong et al. (2018), "Boosting
+    adversarial attacks with momentum", equations 6 and 7.
 
     Attributes:
       loss: what is maximised, a key of `losses.LOSSES`.
-      relative_step: step length alpha as a share of eps; by default 2.5 / steps in Linf and L2,
-        0.2 in L1. In L0 it is not a share of eps: how far the average entry moves. The default, 6,
-        takes the steepest far beyond the box, so that how far a unit has moved before does not
-        keep a steeper one out; the 120000 / 255 of Croce & Hein are 0.6 on MNIST.
+      relative_step: step length alpha as a share of eps, positive; by default 2.5 / steps in Linf
+        and L2, 0.2 in L1. In L0 it is not a share of eps: how far the average entry moves, in units
+        of the pixels' range. The default, 6, takes the steepest far beyond the box, so that how far
+        a unit has moved before does not keep a steeper one out; the 120000 / 255 of Croce & Hein
+        are 0.6 on MNIST.
       momentum: how much of the accumulated gradient is kept, at least 0; 1 in Dong et al., whose
         steps are 1 / steps of eps.
       random_start: start at a random point of ball and box instead of the clean image.
+
+    Raises:
+      ValueError: a hyperparameter out of its range, or an unknown norm or loss.
     """
 
     norm: str = "linf"
@@ -73,6 +82,10 @@ class PGD(Attack):
             raise ValueError(f"relative_step is {self.relative_step}; it must be positive.")
         if not self.momentum >= 0:
             raise ValueError(f"momentum is {self.momentum}; it must be at least 0.")
+
+    @property
+    def draws(self) -> bool:
+        return self.random_start
 
     def init(self, classifier, image, goal, key, eps) -> PGDState:
         del classifier

@@ -165,7 +165,7 @@ def _start(attack: Attack) -> Callable[..., Any]:
         def one(image, logits, label, index, attempt, eps):
             own_key = jax.random.fold_in(jax.random.fold_in(key, index), attempt)
             goal = attack.goal(logits, label, attempt)
-            return attack.init(classifier, image, goal, own_key, eps), goal.reached(logits)
+            return attack.init(classifier, image, goal, own_key, eps), goal.given(logits)
 
         images, labels, *others = examples
         return jax.vmap(one)(images, classifier(images), labels, *others)

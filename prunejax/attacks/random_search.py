@@ -20,7 +20,7 @@ class Point(NamedTuple):
     """Where the search is.
 
     Attributes:
-      x: the image, within ball and box.
+      x: `[...]` the image, within ball and box.
       chosen: `[units]` which units may differ from the clean image; None where that is not needed.
     """
 
@@ -32,10 +32,11 @@ class RandomSearchState(NamedTuple):
     """State of a random search.
 
     Attributes:
-      image, goal, eps, key: clean image, what is wanted, the budget, and the example's key.
+      image, goal, eps, key: clean image `[...]`, what is wanted, the budget in the attack's norm,
+        and the example's key.
       step: proposals made.
       best: the start, or the proposal accepted last.
-      loss: its loss.
+      loss: its loss, a scalar as all that follows.
       adversarial: whether it is what is wanted; nothing is accepted from then on.
     """
 
@@ -57,6 +58,9 @@ class RandomSearch(Attack):
       steps: proposals, a query (forward pass) each; the start costs one more.
       loss: what is raised, a key of `losses.LOSSES`.
       rescale_schedule: stretch or squeeze the schedule, made for 10,000 queries, to `steps`.
+
+    Raises:
+      ValueError: a hyperparameter out of its range, or an unknown loss.
     """
 
     loss: str = "margin"

@@ -6,20 +6,20 @@ batch stays full, nothing is recompiled when examples drop out, and memory does 
 number of examples. A further attempt at an example is one more entry in the queue.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from prunejax import norms
 from prunejax.attacks import programs
 from prunejax.attacks.attack import Attack, as_attacked
 from prunejax.attacks.diagnostics import Diagnostics
-from prunejax.attacks.inputs import validated, validated_indices
+from prunejax.attacks.inputs import Inputs
 from prunejax.attacks.inspection import inspect
-from prunejax.attacks.lanes import Lanes, lane_count
+from prunejax.attacks.lanes import Lanes
 from prunejax.classifier import Classifier
 
 # Between two looks at which examples are finished: this many steps, or this share of all.
@@ -36,8 +36,9 @@ class AttackResult(NamedTuple):
         already, `inf` where nothing was found.
       sizes: of the perturbation in every norm, `{name: [N]}`, so that L0 is known in features and
         in pixels; 0 where nothing was found.
-      forwards, backwards: passes through the network that the attack made for each example,
-        those of all its attempts and none of the checks.
+      forwards, backwards: passes through the classifier that the attack made for each example,
+        those of all its attempts and none of the checks. One through an `expectation` takes all its
+        draws.
       diagnostics: reasons to doubt the result.
     """
 
@@ -57,82 +58,46 @@ class AttackResult(NamedTuple):
 def run(
     attack: Attack,
     classifier: Classifier,
-    images: np.ndarray,
-    labels: np.ndarray,
-    *,
-    key: jax.Array,
-    eps: float | np.ndarray | None = None,
-    indices: np.ndarray | None = None,
-    batch_size: int = 256,
-    shrink: bool = True,
-    devices: Sequence[jax.Device] | None = None,
+    given: Inputs,
     progress: Callable[[int, int], None] | None = None,
 ) -> AttackResult:
-    """Attacks every example.
+    """`attacks.run` of one attack, from arguments that have been checked.
 
-    An example that the classifier gets wrong already is not attacked: its distance is 0. Success is
-    confirmed by a fresh forward pass on the returned image, within ball and box.
-
-    Args:
-      attack: which attack.
-      classifier: maps images in [0, 1] to logits.
-      images: `[N, ...]` float32 in [0, 1].
-      labels: `[N]` integers: the true classes, or the classes to reach for a targeted attack.
-      key: the key; each example's own is derived from it and from its index.
-      eps: budget in the attack's norm, a number or `[N]`; needed by fixed-budget attacks. For
-        minimum-norm attacks None.
-      indices: `[N]` what identifies each example (its number in the test set, say), so that its
-        random numbers do not depend on which others are attacked with it; default 0 to N - 1.
-      batch_size: lanes at most.
-      shrink: half of the lanes, and so on, where that is enough for all examples; False to
-        compile nothing new for the few that other attacks have left.
-      devices: to share the lanes; all local ones by default.
-      progress: called with (examples done, examples in all) now and then.
-
-    Returns:
-      What was found, and reasons to doubt it.
-
-    Raises:
-      ValueError: an argument out of range; raised before anything is compiled.
+    A minimum-norm attack knows no budget, whatever is given. One of a cascade is told the examples
+    that the others have left, with as many lanes as at first.
     """
-    images, labels, eps, classes = validated(attack, classifier, images, labels, eps)
-    number = len(images)
-    indices = validated_indices(indices, number)
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; at least 1 lane is needed.")
-    devices = jax.local_devices() if devices is None else devices
-    if not len(devices):
-        raise ValueError("devices is empty; at least 1 is needed, or None for all local ones.")
-    mesh = Mesh(np.array(devices), ("data",))
+    images, labels, number, mesh = given.images, given.labels, len(given.images), given.mesh
+    eps = np.full_like(given.eps, np.inf) if attack.minimum_norm else given.eps
     # Arguments that always lie alike: another sharding would be another program.
-    classifier, key = jax.device_put((classifier, key), NamedSharding(mesh, PartitionSpec()))
+    classifier, key = jax.device_put((classifier, given.key), NamedSharding(mesh, PartitionSpec()))
     attacked, inputs = as_attacked(attack, classifier, images)
-    lanes = Lanes(number, lane_count(number if shrink else batch_size, batch_size, mesh.size))
+    lanes = Lanes(number, given.width)
     compiled = programs.of(attack, mesh)
-    attempts = attack.attempts(classes)
+    attempts = attack.attempts(given.classes)
     chunk = max(CHUNK_STEPS, int(CHUNK_SHARE * attack.steps))
 
     success, distance = np.zeros(number, bool), np.full(number, np.inf, "f4")
     forwards, backwards = np.zeros(number, int), np.zeros(number, int)
     sizes = {name: np.zeros(number, np.float32) for name in norms.NORMS}
     diverged, outside, unconfirmed = 0, 0, 0
+
+    def examples():
+        of = np.maximum(lanes.example, 0)
+        return inputs[of], labels[of], given.indices[of], lanes.attempt, eps[of]
+
     with jax.default_matmul_precision("highest"):
-        doubts = inspect(
-            attack, classifier, images, labels, eps, width=len(lanes.example), mesh=mesh
-        )
+        # First, for it refuses images that the attack cannot take before anything is compiled.
+        shapes = compiled.start.eval_shape(attacked, examples(), key)[0]
+        state = programs.blank(shapes, key, NamedSharding(mesh, PartitionSpec("data")))
+        doubts = inspect(attack, classifier, images, labels, eps, width=given.width, mesh=mesh)
         result = AttackResult(images.copy(), success, distance, forwards, backwards, sizes, doubts)
-        state = None
         while lanes.busy or lanes.queue:
             fresh = lanes.fill(attack.steps)
             if fresh.any():
-                of = np.maximum(lanes.example, 0)
-                examples = (inputs[of], labels[of], indices[of], lanes.attempt, eps[of])
-                if state is None:
-                    shapes = compiled.start.eval_shape(attacked, examples, key)[0]
-                    state = programs.blank(shapes, key, NamedSharding(mesh, PartitionSpec("data")))
-                state, clean = compiled.fill(attacked, examples, key, state, fresh)
+                state, clean = compiled.fill(attacked, examples(), key, state, fresh)
                 already = np.asarray(clean) & fresh
-                success[of[already]], distance[of[already]] = True, 0.0
+                of = lanes.example[already]
+                success[of], distance[of] = True, 0.0
                 lanes.leave(already)
             steps = min(chunk, lanes.shortest())
             state, finished, taken = compiled.advance(attacked, state, steps)
@@ -151,7 +116,9 @@ def run(
                     whole[of[better]] = part[better]
                 for name, size in checked.sizes.items():
                     sizes[name][of[better]] = size[better]
-                for count, passes in zip((forwards, backwards), _passes(attack), strict=True):
+                for count, passes in zip(
+                    (forwards, backwards), _passes(attack, given.classes), strict=True
+                ):
                     np.add.at(count, of[leaving], passes(lanes.taken[leaving]))
                 again = leaving & (lanes.attempt + 1 < attempts)
                 lanes.leave(leaving, again if attack.minimum_norm else again & ~success[of])
@@ -167,7 +134,7 @@ def run(
     )
 
 
-def _passes(attack: Attack) -> list[Callable[[np.ndarray], np.ndarray]]:
+def _passes(attack: Attack, classes: int) -> list[Callable[[np.ndarray], np.ndarray]]:
     """Forward and backward passes of an attempt, as functions of the steps it took."""
-    costs = zip(attack.init_passes, attack.step_passes, attack.result_passes, strict=True)
+    costs = zip(*attack.passes(classes), strict=True)
     return [lambda steps, c=cost: c[0] + c[1] * steps + c[2] for cost in costs]

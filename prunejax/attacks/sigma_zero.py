@@ -13,13 +13,13 @@ from prunejax.attacks.goal import Goal
 
 
 class SigmaZeroState(NamedTuple):
-    """State of sigma-zero.
+    """State of sigma-zero. `[...]` is the image's shape; other numbers are scalars.
 
     Attributes:
-      image, goal: clean image and what is wanted.
+      image, goal: clean image `[...]` and what is wanted.
       step: steps made.
-      delta: the perturbation, exact zeros where it is sparse.
-      adam: moments of Adam.
+      delta: `[...]` the perturbation, exact zeros where it is sparse.
+      adam: count and moments `[...]` of Adam.
       tau: `delta` entries smaller than this are set to zero.
       found: the sparsest adversarial iterate.
     """
@@ -38,19 +38,27 @@ class SigmaZero(Attack):
     """Fewest changed features: Adam on margin plus smoothed L0, with an adaptive threshold.
 
         L(delta) = max(z_y - max_{k != y} z_k, 0) + 1/d sum_i delta_i^2 / (delta_i^2 + sigma)
-        delta <- clip(delta - eta Adam(grad L / ||grad L||_inf));  delta[|delta| < tau] <- 0
-        tau <- tau + t eta  where adversarial, else  tau - t eta
+        delta <- clip(delta - eta Adam(grad L / ||grad L||_inf))
+        tau <- tau + t eta  where delta was adversarial before the step, else  tau - t eta
+        delta[|delta| < tau] <- 0
 
-    eta decays from `learning_rate` to a tenth of it by a cosine. Cina et al. (2025), algorithm 1.
-    Counts features: each channel value of a pixel by itself.
+    eta decays from `learning_rate` to a tenth of it by a cosine; tau stays in [0, 1]. Counts
+    features: each channel value of a pixel by itself. Cina et al. (2025), "sigma-zero:
+    gradient-based optimization of l0-norm adversarial examples", algorithm 1; the defaults are the
+    authors'.
 
     Attributes:
-      learning_rate: eta at the start.
-      sigma: smoothness of the stand-in.
-      tau: threshold at the start.
-      tau_step: t, its relative change a step.
+      steps: 1000 as in tables of the paper; 100 by default in the authors' code.
+      learning_rate: eta at the start, about how far an entry moves in a step, in units of the
+        pixels' range; positive.
+      sigma: smoothness of the stand-in, positive: an entry of sqrt(sigma) counts half.
+      tau: threshold at the start, in units of the pixels' range, in [0, 1].
+      tau_step: t, positive: tau moves by t eta a step, up or down, whatever it is.
       random_start: begin at a uniformly random image, so that restarts differ, instead of at the
         clean one as the paper does.
+
+    Raises:
+      ValueError: a hyperparameter out of its range, or another norm than "l0".
     """
 
     norm: str = "l0"
@@ -73,6 +81,10 @@ class SigmaZero(Attack):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be positive.")
         if not 0 <= self.tau <= 1:
             raise ValueError(f"tau is {self.tau}; it must lie in [0, 1].")
+
+    @property
+    def draws(self) -> bool:
+        return self.random_start
 
     def init(self, classifier, image, goal, key, eps) -> SigmaZeroState:
         del classifier, eps

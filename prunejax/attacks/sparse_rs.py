@@ -27,13 +27,19 @@ class SparseRS(RandomSearch):
     500, 1000, 2000, 4000, 6000 and 8000. Where one pixel is swapped, a colour that equals the clean
     one is drawn anew. One pixel is always left to swap with: k is at most H W - 1.
 
-    Croce, Andriushchenko et al. (2022), "Sparse-RS", algorithm 1 and appendix. Counts pixels, all
-    channels together, in "l0_pixels"; each channel value of a pixel by itself in "l0".
+    Croce, Andriushchenko et al. (2022), "Sparse-RS: a versatile framework for query-efficient
+    sparse black-box adversarial attacks", algorithm 1 and appendix. Counts pixels, all channels
+    together, in "l0_pixels"; each channel value of a pixel by itself in "l0".
 
     Attributes:
-      alpha_init: share of the pixels swapped at once, before the schedule, in (0, 1]; 0.3 as in the
-        paper for untargeted attacks, which takes 0.1 for targeted ones (with 100,000 queries and
-        the cross-entropy).
+      steps: proposals, a query each; 10,000 as in the paper for untargeted attacks.
+      alpha_init: share of the k pixels swapped at once, before the schedule, in (0, 1]; 0.3 as in
+        the paper for untargeted attacks, which takes 0.1 for targeted ones (with 100,000 queries
+        and the cross-entropy).
+
+    Raises:
+      ValueError: a hyperparameter out of its range, an unknown loss, or a norm that it does not
+        measure in.
     """
 
     norm: str = "l0_pixels"
@@ -50,7 +56,7 @@ class SparseRS(RandomSearch):
             raise ValueError(f"alpha_init is {self.alpha_init}; it must lie in (0, 1].")
 
     def swaps(self, step: jax.Array, k: jax.Array) -> jax.Array:
-        """How many of the k pixels leave after so many steps."""
+        """How many of the k pixels leave after so many steps, at least 1; all are scalars."""
         query = self.query_of_schedule(step + 1)
         stage = jnp.sum(query >= jnp.array(SCHEDULE_FROM)) - 1
         alpha = (self.alpha_init / np.array(SCHEDULE_DIVISORS)).astype("f4")

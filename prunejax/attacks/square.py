@@ -19,9 +19,10 @@ TILES = 5  # a side, at the start in L2 and L1
 class Square(RandomSearch):
     """Random search that changes one square window a query; needs no gradients.
 
-    Linf: the window at a random place is moved to x +- eps, one random sign a channel; the start is
-    vertical stripes of +-eps. L2 and L1: a bump with a positive and a negative half is added to a
-    first window, which takes over the mass of a second one and what is left of the budget,
+    Linf: the window at a random place is moved to image +- eps, one random sign a channel; the
+    start is vertical stripes of +-eps. L2 and L1: a bump with a positive and a negative half is
+    added to a first window, which takes over the mass of a second one and what is left of the
+    budget,
 
         nu <- eta_s rho / ||.|| + delta_1 / ||delta_1||,  rho in {-1, 1} a channel
         delta_2 <- 0,  delta_1 <- nu / ||nu|| * (mass of both windows and of what is left)
@@ -30,13 +31,20 @@ class Square(RandomSearch):
     window's side is s = sqrt(p H W), with p halved after 10, 50, 200, 500, 1000, 2000, 4000, 6000
     and 8000 queries. Every image has windows of its own, and they may touch every edge.
 
-    Andriushchenko et al. (2020), "Square Attack", algorithms 1 to 3; the L1 variant is Croce &
-    Hein's (2021), "Mind the box". As in the authors' code, signs that would change nothing in Linf
-    are drawn anew. A vector `[d]` is an image of d x 1 pixels. Where a square of p H W pixels does
-    not fit, the window is a rectangle as wide as the shorter side.
+    Andriushchenko et al. (2020), "Square Attack: a query-efficient black-box adversarial attack via
+    random search", algorithms 1 to 3; the L1 variant is Croce & Hein's (2021), "Mind the box:
+    l1-APGD for sparse adversarial attacks on image classifiers". As in the authors' code, signs
+    that would change nothing in Linf are drawn anew. A vector `[d]` is an image of d x 1 pixels.
+    Where a square of p H W pixels does not fit, the window is a rectangle as wide as the shorter
+    side.
 
     Attributes:
+      steps: proposals, a query each; 5000 as in AutoAttack.
       p_init: share of the pixels in the first windows, in (0, 1]; 0.8 as in AutoAttack.
+
+    Raises:
+      ValueError: a hyperparameter out of its range, an unknown loss, a norm that it does not
+        measure in, or, when it runs, images of more than three axes.
     """
 
     norm: str = "linf"
@@ -52,7 +60,7 @@ class Square(RandomSearch):
             raise ValueError(f"p_init is {self.p_init}; it must lie in (0, 1].")
 
     def window(self, step: jax.Array, height: int, width: int) -> tuple[jax.Array, jax.Array]:
-        """Height and width of the windows after so many steps."""
+        """Height and width of the windows, in pixels, after so many steps; integer scalars."""
         halvings = jnp.sum(self.query_of_schedule(step) > jnp.array(HALVINGS))
         area = self.p_init * height * width * 0.5**halvings
         s = jnp.sqrt(area)
@@ -133,8 +141,8 @@ class Square(RandomSearch):
 
         Args:
           rows, columns: `[H]` and `[W]` offsets from the window's corner; outside of it 0.
-          size: height and width of the window.
-          turned: whether the halves lie beside and not on top of each other.
+          size: height and width of the window, in pixels.
+          turned: boolean scalar, whether the halves lie beside and not on top of each other.
         """
         longest = max(len(rows), len(columns)) + 2
         exponent = 4 if self.norm == "l1" else 2

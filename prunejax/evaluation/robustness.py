@@ -5,6 +5,7 @@ import functools
 import hashlib
 import json
 import pathlib
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jax.experimental import multihost_utils
 
-from prunejax import attacks
+from prunejax import attacks, trees
 from prunejax.attacks import Attack, Cascade
 from prunejax.classifier import Classifier
 from prunejax.data import Dataset
@@ -63,7 +64,7 @@ def predict(
     batch_size: int = 512,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> np.ndarray:
-    """Predicted classes `[N]` of images `[N, ...]` in [0, 1].
+    """Predicted classes `[N]` of images `[N, ...]` in [0, 1]; -1 where a logit is NaN.
 
     Args:
       classifier: the network.
@@ -86,7 +87,8 @@ def predict(
 
 @jax.jit
 def _predict(classifier, images):
-    return jnp.argmax(classifier(images), axis=-1)
+    logits = classifier(images)
+    return jnp.where(jnp.isnan(logits).any(axis=-1), -1, jnp.argmax(logits, axis=-1))
 
 
 def evaluate(
@@ -281,15 +283,25 @@ def _fallen(done: pa.Table, budget: float | None) -> pa.Table:
 
 def _settings(classifier: Classifier, dataset: Dataset, attack: Attack | Cascade, seed: int) -> str:
     """What a record depends on, as JSON."""
-    weights = hashlib.sha256()
-    for leaf in jax.tree.leaves(classifier.variables):
-        weights.update(np.asarray(leaf).tobytes())
+    # A function's address says nothing of what it does, and is another one in each process.
+    network = re.sub(r" at 0x[0-9a-f]+", "", repr(classifier.apply_fn))
     return json.dumps(
         {
             "attack": repr(attack),
-            "data": [dataset.name, dataset.split, len(dataset)],
+            "data": [dataset.name, dataset.split, _digest((dataset.images, dataset.labels))],
+            "network": hashlib.sha256(network.encode()).hexdigest(),
             "seed": seed,
-            "weights": weights.hexdigest(),
+            "weights": _digest(classifier.variables),
         },
         sort_keys=True,
     )
+
+
+def _digest(tree: Any) -> str:
+    """Of all leaves of a tree: their paths, types, shapes and numbers."""
+    digest = hashlib.sha256()
+    for path, leaf in trees.flatten(tree).items():
+        leaf = np.asarray(leaf)
+        digest.update(f"{path} {leaf.dtype} {leaf.shape} ".encode())
+        digest.update(leaf.tobytes())
+    return digest.hexdigest()

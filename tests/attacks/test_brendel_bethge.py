@@ -115,3 +115,11 @@ def test_an_example_without_a_start_is_not_found_and_stops_nobody():
     assert np.all(np.isinf(result.distance))
     assert np.array_equal(result.images, images)
     assert np.all(result.forwards == 50 + 10 + 1)
+
+
+@pytest.mark.parametrize("steps", [6, 10, 17, 100, 200])
+def test_the_radius_is_halved_six_times_in_a_run_of_any_length(steps):
+    attack = attacks.BrendelBethge(norm="l2", steps=steps)
+    radii = [float(attack.radius_at(step, 100)) for step in range(-1, steps)]
+    assert radii == sorted(radii, reverse=True)
+    np.testing.assert_allclose(radii[-1], radii[0] / 2**6, rtol=1e-6)

@@ -107,3 +107,18 @@ def test_a_round_without_progress_ends_early():
     states = run_steps(attack, line(0.0, -1.0), 50)
     assert [int(s.round) for s in states[20:24]] == [0, 1, 1, 1]
     assert bool(attack.finished(states[-1]))
+
+
+@pytest.mark.parametrize(("confidence", "success"), [(0.0, True), (0.9, True), (1.1, False)])
+def test_leaving_the_label_for_a_third_class_counts_where_another_is_headed_for(
+    confidence, success
+):
+    """Logits 1, 0.5 and 2 at every image, of class 0, heading for class 1."""
+
+    def classifier(images):
+        return jnp.broadcast_to(jnp.array([1.0, 0.5, 2.0]), (len(images), 3)) + 0 * images.sum()
+
+    attack = attacks.CarliniWagner(confidence=confidence)
+    goal = attacks.Goal(jnp.array(0), jnp.array(1))
+    state = attack.init(classifier, jnp.full(2, 0.5), goal, jax.random.key(0), jnp.inf)
+    assert attack.step(classifier, state).found.success == success

@@ -1,12 +1,13 @@
 """Cascades, budgets by bisection and curves, against what single attacks and geometry say."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from prunejax import attacks
-from prunejax.attacks import runner
 from prunejax.classifier import Classifier
 from tests.linear_models import minimum_distances, random_linear
 
@@ -37,7 +38,7 @@ def test_a_member_sees_what_those_before_it_left_and_finds_what_it_finds_alone(
         seen, own = result.members[name]
         assert np.array_equal(seen, standing)
         budget = {"eps": None} if attack.minimum_norm else {}
-        alone = runner.run(attack, relu_network.classifier, images, labels, **(options | budget))
+        alone = attacks.run(attack, relu_network.classifier, images, labels, **(options | budget))
         won = (alone.distance <= 0.03 + 1e-6)[seen]
         assert np.array_equal(own.success, won)
         np.testing.assert_allclose(own.distance[won], alone.distance[seen][won], rtol=1e-4)
@@ -112,6 +113,43 @@ def test_other_numbers_of_survivors_compile_nothing():
     assert not network.traced[before:]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Claiming(attacks.FGSM):
+    """Says that it has succeeded whatever it has."""
+
+    def result(self, classifier, state):
+        distance = jnp.max(jnp.abs(state.x - state.image))
+        return attacks.Found(state.x, jnp.array(True), distance)
+
+
+def test_curves_and_bisection_keep_the_lanes_and_count_what_is_unconfirmed():
+    """FGSM reaches class 1 from each image with any budget above its distance, and uses it all."""
+    distances = (np.arange(70) + 0.5) / 280
+    images = np.stack([0.5 - 2 * distances, np.full(70, 0.5)], axis=1).astype(np.float32)
+    network = CountingNetwork()
+    some = Classifier(np.array([1.0, -1.0], np.float32), network), images, np.zeros(70, int)
+    options = {"key": KEY, "batch_size": 64}
+    result = attacks.run(Claiming(), *some, eps=0.05, **options)
+    assert np.array_equal(result.success, distances < 0.05)
+    assert result.diagnostics.unconfirmed == np.sum(distances > 0.05)
+    before = len(network.traced)
+
+    budgets = [0.05, 0.15, 0.22]
+    left = attacks.robust_accuracies(Claiming(), *some, budgets, **options)
+    np.testing.assert_allclose(left, [56 / 70, 28 / 70, 8 / 70])  # the last of 28 examples
+
+    nearest = attacks.smallest_budget(Claiming(), *some, upper=0.11, halvings=3, **options)
+    fallen = distances < 0.11
+    assert np.array_equal(nearest.success, fallen)
+    assert fallen.sum() == 31
+    # Of eight brackets, the one that the distance lies in; the digits 1 of its number are failures.
+    bracket = np.floor(8 * distances[fallen] / 0.11).astype(int)
+    np.testing.assert_allclose(nearest.distance[fallen], 0.11 * (bracket + 1) / 8, rtol=1e-5)
+    failures = sum(int(number).bit_count() for number in bracket)
+    assert nearest.diagnostics.unconfirmed == 39 + failures
+    assert not network.traced[before:]
+
+
 def _masked(_, images):
     """Class 1 above 0.5, with a gradient that always points the wrong way."""
     x = images[:, 0, 0, 0]
@@ -179,12 +217,16 @@ def test_wrong_arguments_are_named(relu_network):
     with pytest.raises(ValueError, match="members is empty"):
         attacks.Cascade(norm="linf", members=())
     cascade = attacks.Cascade(norm="linf", members=MEMBERS)
-    with pytest.raises(ValueError, match="eps is None; a cascade needs a budget in linf"):
+    with pytest.raises(ValueError, match="eps is None; Cascade needs a budget in linf"):
         attacks.run(cascade, *some, key=KEY)
     with pytest.raises(ValueError, match="finds the smallest budget by itself"):
         attacks.smallest_budget(attacks.DDN(), *some, upper=1.0, key=KEY)
-    with pytest.raises(ValueError, match="budgets is"):
-        attacks.robust_accuracies(attacks.FGSM(), *some, [0.2, 0.1], key=KEY)
+    for budgets in ([0.2, 0.1], [0.1, 0.1], [-0.1, 0.1], [np.nan], [], 0.1, ["a"], [0.1j]):
+        with pytest.raises(ValueError, match="budgets is"):
+            attacks.robust_accuracies(attacks.FGSM(), *some, budgets, key=KEY)
+    for halvings in (0, 2.5):
+        with pytest.raises(ValueError, match=f"halvings is {halvings}"):
+            attacks.smallest_budget(attacks.FGSM(), *some, upper=1.0, key=KEY, halvings=halvings)
     with pytest.raises(ValueError, match="AutoAttack knows 'linf', 'l2' and 'l1'"):
         attacks.autoattack(norm="l0")
     with pytest.raises(ValueError, match="version is 'standart'"):

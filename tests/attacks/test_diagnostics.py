@@ -1,6 +1,7 @@
 """Reasons to doubt a result are found where they are, and only there."""
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import pytest
 
 from prunejax import attacks
 from prunejax.classifier import Classifier
+from prunejax.evaluation import predict
 
 KEY = jax.random.key(0)
 IMAGES = np.linspace(0.1, 0.9, 8, dtype=np.float32).reshape(8, 1)
@@ -82,19 +84,48 @@ def broken_beyond(_, images):
     return healthy(None, images) + 0 * jnp.log(0.6 - x)[:, None]
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_attacks_that_end_where_the_network_is_nan_are_counted(norm):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Alike(attacks.PGD):
+    """Tries that are all alike, so that two of them can be followed by hand."""
+
+    random_start: bool = False
+    restarts: int = 2
+
+    draws: ClassVar[bool] = True
+
+
+@pytest.mark.parametrize(("norm", "label"), [("linf", 0), ("l2", 0), ("l2", 3)])
+def test_attacks_that_end_where_the_network_is_nan_are_counted(norm, label):
     """In Linf a NaN gradient makes the iterate NaN, in L2 the iterate stops where it is."""
     images = np.array([[0.1], [0.3], [0.45], [0.55]], np.float32)
-    attack = attacks.PGD(norm=norm, steps=4, random_start=False, restarts=2)
+
+    def network(_, images):
+        logits = broken_beyond(None, images)
+        return logits[:, ::-1] if label else logits
+
     result = attacks.run(
-        attack, Classifier(None, broken_beyond), images, np.zeros(4, int), key=KEY, eps=0.2
+        Alike(norm=norm, steps=4),
+        Classifier(None, network),
+        images,
+        np.full(4, label),
+        key=KEY,
+        eps=0.2,
     )
     assert not result.success.any()
     assert result.diagnostics.non_finite == 0
     assert result.diagnostics.diverged == 2 * 2  # 0.45 + 0.2 and 0.55 + 0.2, at both attempts
     (warning,) = result.warnings()
     assert warning.startswith("4 attempts ended in NaN")
+
+
+@pytest.mark.parametrize("label", [0, 3])
+def test_an_image_on_which_the_network_is_nan_is_not_classified_right(label):
+    images, labels = np.array([[0.1], [0.7]], np.float32), np.full(2, label)
+    turn = -1 if label else 1
+    network = Classifier(None, lambda _, images: broken_beyond(None, images)[:, ::turn])
+    result = attacks.run(attacks.PGD(steps=1), network, images, labels, key=KEY, eps=0.0)
+    assert np.array_equal(result.distance, [np.inf, 0.0])
+    assert np.array_equal(predict(network, images), [label, -1])
 
 
 def test_a_random_search_leaves_a_start_where_the_network_is_nan():
@@ -253,10 +284,32 @@ def test_passes_through_the_network_are_counted():
     images = np.array([[0.1], [0.3], [0.45], [0.6]], np.float32)
     # PGD climbs 0.1 a step; class 1 begins at 0.5.
     classifier = Classifier(None, lambda _, x: jnp.stack([jnp.full(len(x), 0.5), x[:, 0]], axis=1))
-    attack = attacks.PGD(steps=3, relative_step=1 / 3, random_start=False, restarts=2)
+    attack = Alike(steps=3, relative_step=1 / 3)
     result = attacks.run(attack, classifier, images, np.zeros(4, int), key=KEY, eps=0.3)
     assert np.array_equal(result.success, [False, True, True, True])
     # Two tries of 3 steps and a last look; a look at 0.6, the first beyond 0.5, in step 4 or in
     # the last look; at 0.55 in step 2; no attack.
     assert np.array_equal(result.backwards, [6, 3, 2, 0])
     assert np.array_equal(result.forwards, [8, 4, 3, 0])
+
+
+@pytest.mark.parametrize(
+    ("attack", "forwards", "backwards"),
+    [
+        (attacks.FAB(steps=10), 20, 10 * 2),  # of both rivals
+        (attacks.FAB(steps=10, random_start=True), 21, 11 * 2),
+        (attacks.FAB(steps=10, targets=1), 20, 10),
+        (attacks.DeepFool(), 3, 2 * 2),  # one step, one that sees where it led, and a last look
+        (attacks.DeepFool(candidates=1), 3, 2),
+    ],
+)
+def test_passes_are_those_of_the_rivals_that_there_are(attack, forwards, backwards):
+    def network(_, images):
+        x = images[:, 0]
+        return jnp.stack([jnp.full_like(x, 0.5), x, -x], axis=1)
+
+    result = attacks.run(
+        attack, Classifier(None, network), np.array([[0.4]], np.float32), np.zeros(1, int), key=KEY
+    )
+    assert result.success.all()
+    assert (result.forwards, result.backwards) == (forwards, backwards)

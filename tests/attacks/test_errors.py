@@ -4,10 +4,12 @@ import dataclasses
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from prunejax import attacks, models
+from prunejax.attacks import runner
 from prunejax.classifier import Classifier, Network
 from prunejax.norms import NORMS
 
@@ -46,18 +48,23 @@ def has_loss(attack) -> bool:
 
 
 def refused(*in_message, attack=None, classifier=CLASSIFIER, **wrong):
-    """Asserts that `run` refuses these arguments with all of `in_message`."""
-    arguments = {"images": IMAGES, "labels": LABELS, "eps": 0.1, **wrong}
-    images, labels = arguments.pop("images"), arguments.pop("labels")
-    with pytest.raises(ValueError, match="(?s)" + ".*".join(map(re.escape, in_message))):
-        attacks.run(
-            attack or UntracedPGD(),
-            classifier,
-            images,
-            labels,
-            key=jax.random.key(0),
-            **arguments,
-        )
+    """Asserts that all that runs attacks refuses these arguments with all of `in_message`."""
+    attack = attack or UntracedPGD()
+    arguments = {"images": IMAGES, "labels": LABELS, "key": jax.random.key(0), **wrong}
+    some = classifier, arguments.pop("images"), arguments.pop("labels")
+    eps = arguments.pop("eps", 0.1)
+    ways = [lambda: attacks.run(attack, *some, eps=eps, **arguments)]
+    if not attack.minimum_norm:
+        cascade = attacks.Cascade(norm=attack.norm, members=(("only", attack),))
+        ways += [
+            lambda: attacks.run(cascade, *some, eps=eps, **arguments),
+            lambda: attacks.smallest_budget(attack, *some, upper=eps, **arguments),
+        ]
+    if "eps" not in wrong:
+        ways += [lambda: attacks.robust_accuracies(attack, *some, [0.0, 0.1], **arguments)]
+    for way in ways:
+        with pytest.raises(ValueError, match="(?s)" + ".*".join(map(re.escape, in_message))):
+            way()
 
 
 def test_the_untraced_attack_would_notice():
@@ -75,9 +82,11 @@ def test_labels_that_are_no_integers(labels):
     refused("labels", str(labels.dtype), labels=labels)
 
 
-@pytest.mark.parametrize("labels", [LABELS[:3], LABELS[:, None], np.array(0)])
+@pytest.mark.parametrize(
+    "labels", [LABELS[:3], np.tile(LABELS, 2), LABELS[:, None], np.array(0), None]
+)
 def test_labels_that_are_not_one_an_image(labels):
-    refused("labels", str(labels.shape), "(4, 3, 2, 1)", labels=labels)
+    refused("labels", str(np.shape(labels)), "(4, 3, 2, 1)", labels=labels)
 
 
 def test_a_targeted_attack_without_targets():
@@ -114,7 +123,9 @@ def test_images_outside_the_box(value):
 
 
 def test_no_budget():
-    refused("eps", "None", "PGD", "linf", eps=None)
+    refused("eps is None", "needs a budget in linf", eps=None)
+    with pytest.raises(ValueError, match="PGD needs"):
+        attacks.run(UntracedPGD(), CLASSIFIER, IMAGES, LABELS, key=jax.random.key(0))
 
 
 @pytest.mark.parametrize("eps", [-0.1, np.array([0.1, -0.2, 0.1, 0.1]), np.nan])
@@ -137,11 +148,64 @@ def test_a_classifier_without_logits():
     refused("classifier", "(2, 3, 2, 1)", classifier=Classifier(None, images_back))
 
 
+def test_a_classifier_of_one_class():
+    sigmoid = Classifier(np.zeros((6, 1), np.float32), logits)
+    refused("classifier", "(2, 1)", "at least 2 classes", classifier=sigmoid, labels=0 * LABELS)
+
+
+@pytest.mark.parametrize("function", [lambda images: images, "pgd"])
+def test_a_classifier_that_is_none(function):
+    refused("classifier is", repr(function), "Classifier(", classifier=function)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_network_that_has_diverged(value):
-    weights = np.zeros((6, 3), np.float32)
-    weights[2, 1] = value
+def test_a_network_that_has_diverged(value, dtype):
+    weights = jnp.zeros((6, 3), dtype).at[2, 1].set(value)
     refused("classifier", "NaN or infinite", "restore", classifier=Classifier(weights, logits))
+
+
+def test_a_number_of_a_network_that_has_diverged():
+    scaled = Classifier({"scale": np.nan}, lambda variables, images: images * variables["scale"])
+    refused("classifier", "'scale'", "NaN or infinite", classifier=scaled)
+
+
+def test_a_network_may_hold_numbers_and_keys_and_images_may_be_short_floats():
+    """All of them are used: logits [0, scale (x - 0.5) k], k = 1 the last word of the key."""
+
+    def network(variables, images):
+        word = jax.random.key_data(variables["key"])[1]
+        score = variables["scale"] * (images[:, 0] - 0.5) * word
+        return jnp.stack([jnp.zeros_like(score), score], axis=1)
+
+    images = jnp.array([[0.4375], [0.25]], jnp.bfloat16)  # exact
+    variables = {"scale": 2.0, "key": jax.random.key(1), "name": None}
+    result = attacks.run(
+        attacks.FGSM(), Classifier(variables, network), images, np.zeros(2, int),
+        key=jax.random.PRNGKey(0), eps=jnp.bfloat16(0.125),
+    )  # fmt: skip
+    assert np.array_equal(result.images, np.array([[0.5625], [0.25]], np.float32))
+
+
+@pytest.mark.parametrize("attack", ["pgd", attacks.PGD, attacks.Cascade, None])
+def test_an_attack_that_is_none(attack):
+    some = CLASSIFIER, IMAGES, LABELS
+    key = {"key": jax.random.key(0)}
+    for way in (
+        lambda: attacks.run(attack, *some, eps=0.1, **key),
+        lambda: attacks.robust_accuracies(attack, *some, [0.1], **key),
+        lambda: attacks.smallest_budget(attack, *some, upper=0.1, **key),
+        lambda: attacks.Cascade(norm="linf", members=(("pgd", attack),)),
+    ):
+        with pytest.raises(ValueError, match=re.escape(repr(attack)) + r".*attacks\.create\(name"):
+            way()
+
+
+def test_images_that_the_attack_cannot_take(monkeypatch):
+    monkeypatch.setattr(runner, "inspect", lambda *_, **__: pytest.fail("compiled first"))
+    images = np.full((4, 3, 2, 1, 1), 0.5, np.float32)
+    with pytest.raises(ValueError, match=r"images has shape \[N, 3, 2, 1, 1\]; Square needs"):
+        attacks.run(attacks.Square(), CLASSIFIER, images, LABELS, key=jax.random.key(0), eps=0.1)
 
 
 def test_an_unknown_attack():
@@ -228,7 +292,7 @@ OUT_OF_RANGE = {
     "jsma": [
         ("theta", 0.0, "[-1, 1]"),
         ("theta", 1.5, "[-1, 1]"),
-        ("restarts", 2, "deterministic"),
+        ("restarts", 2, "draws nothing at random"),
     ],
     "one_pixel": [
         ("population", 3, "integer of at least 4"),
@@ -269,6 +333,13 @@ def test_hyperparameters_out_of_range(name):
             attacks.create(name, **{option: value})
 
 
+@pytest.mark.parametrize("name", ["fgsm", "pgd", "apgd", "ddn", "square", "sparse_rs"])
+@pytest.mark.parametrize("option", [{"targeted": True}, {"targets": 1}])
+def test_a_loss_that_knows_no_target(name, option):
+    with pytest.raises(ValueError, match="loss is 'kl'"):
+        attacks.create(name, loss="kl", **option)
+
+
 def test_an_unknown_strategy():
     with pytest.raises(ValueError, match=r"strategy 'best'.*'best1'.*best1, both, rand1"):
         attacks.create("one_pixel", strategy="best")
@@ -287,11 +358,17 @@ def test_an_unknown_loss(name):
     [
         ("indices", np.arange(3), ("indices", "(3,)", "(4,)")),
         ("indices", np.array(["a"] * 4), ("indices", "U1", "integers")),
+        ("indices", np.arange(3)[:, None], ("indices", "(3, 1)", "(4,)")),
         ("batch_size", 0, ("batch_size is 0",)),
+        ("batch_size", 2.5, ("batch_size is 2.5", "integer")),
+        ("key", None, ("key is None", "jax.random.key")),
+        ("key", 0, ("key is 0", "jax.random.key")),
+        ("key", jax.random.split(jax.random.key(0), 4), ("key is", "single key")),
         ("devices", [], ("devices is empty",)),
         ("eps", "a", ("eps is a",)),
         ("eps", np.inf, ("eps is inf", "finite")),
         ("eps", np.nan, ("eps is nan",)),
+        ("eps", 0.1 + 0j, ("eps is (0.1+0j)", "number >= 0")),
     ],
 )
 def test_other_arguments_of_run(argument, value, in_message):

@@ -1,13 +1,15 @@
 """Records of evaluations that were stopped, and what is read off incomplete ones."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pyarrow.compute as pc
 import pytest
 
-from prunejax import attacks
-from prunejax.classifier import Classifier
+from prunejax import attacks, models
+from prunejax.classifier import Classifier, Network
 from prunejax.data import Dataset
 from prunejax.evaluation import (
     Protocol,
@@ -89,6 +91,33 @@ def test_an_evaluation_stopped_anywhere_goes_on_where_it_was(tmp_path, monkeypat
     assert _rows(table).equals(_rows(whole))
     done = [call for call in attacked if call is not None]
     assert len(set(done)) == len(done), "nothing is attacked twice"
+
+
+@pytest.mark.parametrize("changed", ["function", "normalisation", "weights", "images", "labels"])
+def test_records_of_something_else_are_not_taken_for_these(tmp_path, monkeypatch, changed):
+    network = Network(models.create("mlp", 2, widths=()))
+    variables = network.init(jax.random.key(0), (1, 1, 1))
+    before = Classifier(variables, network), DATASET
+    evaluate(*before, PROTOCOLS[:1], tmp_path, batch_size=8)
+
+    class AttackedError(Exception):
+        pass
+
+    def attacked(*_, **__):
+        raise AttackedError
+
+    monkeypatch.setattr(attacks, "run", attacked)
+    evaluate(*before, PROTOCOLS[:1], tmp_path, batch_size=8)
+    larger = jax.tree.map(lambda leaf: leaf + 1, variables)
+    after = {
+        "function": (Classifier(variables, lambda v, x: 2 * network(v, x)), DATASET),
+        "normalisation": (Classifier(variables, dataclasses.replace(network, std=0.5)), DATASET),
+        "weights": (Classifier(larger, network), DATASET),
+        "images": (before[0], dataclasses.replace(DATASET, images=255 - IMAGES)),
+        "labels": (before[0], dataclasses.replace(DATASET, labels=1 - DATASET.labels)),
+    }
+    with pytest.raises(AttackedError):
+        evaluate(*after[changed], PROTOCOLS[:1], tmp_path, batch_size=8)
 
 
 def test_reasons_to_doubt_are_kept_with_the_records(tmp_path):
