@@ -11,7 +11,7 @@ import jax
 from ml_collections import config_dict
 
 from experiments import run_directory
-from prunejax import attacks, data, masks, models, names, shrinking
+from prunejax import attacks, data, methods, models, names, pruning, shrinking, training
 from prunejax.classifier import Classifier, Network
 from prunejax.evaluation import Protocol
 from prunejax.training import checkpoints
@@ -47,6 +47,23 @@ def check_ranges(config: config_dict.ConfigDict, least: Mapping[str, float] = LE
             raise ValueError(f"{key} is {value}; it must be at least {smallest}.")
 
 
+def check_table(key: str, allocation: Any) -> None:
+    """Looks at what may be a table of densities by path pattern, of which the first match counts.
+
+    Args:
+      key: of the config.
+      allocation: its value.
+
+    Raises:
+      ValueError: a dict, whose order a config does not keep.
+    """
+    if hasattr(allocation, "items"):
+        raise ValueError(
+            f"{key} is a dict, of which a config does not keep the order; write pairs, those that "
+            f"are to be tried first in front, such as {tuple(allocation.items())}."
+        )
+
+
 def load_split(
     config: config_dict.ConfigDict,
     split: str,
@@ -79,28 +96,40 @@ def load_trained(
     network = build_network(config, dataset)
     shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), dataset.image_shape))
     if (workdir / STRUCTURE).exists():
-        classifier = load_shrunk(workdir, Classifier(shapes, network), dataset.image_shape)
-        return classifier, masks.dense(classifier.params)
+        return load_shrunk(workdir, Classifier(shapes, network), dataset.image_shape)
     variables, mask = checkpoints.load_network(workdir / "network", shapes)
     return Classifier(variables, network), mask
 
 
-def save_shrunk(folder: pathlib.Path, classifier: Classifier) -> None:
-    """Writes a network of `shrinking`: what is left of the variables, and what was removed."""
-    checkpoints.save_network(
-        folder / "network", classifier.variables, masks.dense(classifier.params)
+def evidence(
+    classifier: Classifier, method: methods.Method, dataset: data.Dataset, seed: int
+) -> pruning.Evidence:
+    """Training examples, and the method's own objective, adversarial where that is."""
+    return training.evidence(
+        classifier.apply_fn,
+        classifier.variables,
+        method.phases(steps_per_epoch=1)[-1].objective,
+        jax.numpy.asarray(dataset.images),
+        jax.numpy.asarray(dataset.labels),
+        jax.random.key(seed),
     )
+
+
+def save_shrunk(folder: pathlib.Path, classifier: Classifier, mask: Any) -> None:
+    """Writes a network of `shrinking`: what is left of variables and mask, and what was removed."""
+    checkpoints.save_network(folder / "network", classifier.variables, mask)
     run_directory.write_json(folder / STRUCTURE, shrinking.describe(classifier.apply_fn))
 
 
 def load_shrunk(
     folder: pathlib.Path, whole: Classifier, image_shape: tuple[int, ...]
-) -> Classifier:
+) -> tuple[Classifier, Any]:
     """What `save_shrunk` wrote, given the whole network (shapes instead of variables will do)."""
     description = json.loads((folder / STRUCTURE).read_text())
     network = shrinking.from_description(whole.apply_fn, whole.variables, description)
     shapes = network.left(jax.ShapeDtypeStruct((2, *image_shape), jax.numpy.float32))
-    return Classifier(checkpoints.load_network(folder / "network", shapes)[0], network)
+    variables, mask = checkpoints.load_network(folder / "network", shapes)
+    return Classifier(variables, network), mask
 
 
 def protocols(

@@ -3,7 +3,8 @@
     --config.method.allocation=sensitivity --config.init_from=runs/dense
 
 Each layer of the network that the run starts from is pruned alone to `config.sensitivity.densities`
-and attacked, with the attack, budget and images of `config.validation`.
+and attacked, with the attack, budget and images of `config.validation`. Criteria of data look at
+the first training examples, as many as the method shows them; learned scores are not learned yet.
 """
 
 import itertools
@@ -15,12 +16,14 @@ import jax
 import numpy as np
 from ml_collections import config_dict
 
-from experiments import run_directory
+from experiments import from_config, run_directory
 from prunejax import attacks, data, evaluation, methods
 from prunejax.classifier import Classifier
-from prunejax.pruning import sensitivity
+from prunejax.pruning import learned, sensitivity
 
 ALLOCATION = "sensitivity"
+# Training examples for the measurement of methods that show criteria none.
+EXAMPLES = 256
 
 
 def is_asked_for(config: config_dict.ConfigDict) -> bool:
@@ -55,6 +58,7 @@ def densities(
     config: config_dict.ConfigDict,
     workdir: pathlib.Path,
     classifier: Classifier,
+    train_set: data.Dataset,
     dataset: data.Dataset,
     report: Callable[[int, int], None] = lambda measured, wanted: None,
 ) -> dict[str, float]:
@@ -64,6 +68,7 @@ def densities(
       config: of the run.
       workdir: the run's folder.
       classifier: dense, trained.
+      train_set: what criteria of data may look at.
       dataset: held out from training and from testing.
       report: called with (accuracies measured, accuracies to measure).
 
@@ -95,7 +100,15 @@ def densities(
         return found
 
     report(0, wanted)
-    table = sensitivity.measure(classifier.params, pruner, config.sensitivity.densities, accuracy)
+    examples = method.phases(steps_per_epoch=1)[-1].examples or EXAMPLES
+    evidence = from_config.evidence(classifier, method, train_set.take(examples), config.seed)
+    table = sensitivity.measure(
+        classifier.params,
+        pruner,
+        config.sensitivity.densities,
+        accuracy,
+        evidence=evidence._replace(scores=learned.initial(classifier.params)),
+    )
     found = sensitivity.densities(table, units, 1 - method.target_sparsity)
     if jax.process_index() == 0:
         run_directory.write_json(path, {"robust_accuracy": table, "densities": found})

@@ -4,10 +4,17 @@ r"""Makes a trained network smaller: removes channels or residual blocks, fine-t
         --workdir=runs/small --config.init_from=runs/dense
 
 Each round is kept in the run's folder; a run that was stopped goes on after its last round. The
-result is evaluated like any other (experiments.evaluate).
+result is evaluated like any other (experiments.evaluate). What pruned the network before stays: of
+its mask each round keeps what belongs to the channels that are left. Where that mask removes whole
+channels (config.method.granularity = "filter", say), they are gone after
+
+    python -m experiments.shrink --config=experiments/configs/digits_shrink.py \
+        --workdir=runs/small --config.init_from=runs/pruned --config.shrinking.remove=masked
 """
 
+import dataclasses
 import functools
+import itertools
 import json
 import pathlib
 from collections.abc import Callable
@@ -58,6 +65,8 @@ def shrink(
     """
     from_config.check_ranges(config, {**from_config.LEAST, **LEAST})
     settings = config.shrinking
+    from_config.check_table("method.allocation", config.method.get("allocation"))
+    from_config.check_table("shrinking.allocation", settings.allocation)
     names.lookup("shrinking.target", settings.target, dict.fromkeys(COSTS))
     names.lookup("shrinking.remove", settings.remove, REMOVE)
     method = methods.create(**config.method)
@@ -75,9 +84,12 @@ def shrink(
         from_config.load_split(config, split, report) for split in ("train", "validation")
     )
     start = pathlib.Path(config.init_from)
-    first, _ = from_config.load_trained(run_directory.read_config(start), start, train_set)
-    run_directory.open_run(workdir, config)
+    first, mask = from_config.load_trained(run_directory.read_config(start), start, train_set)
     image_shape = train_set.image_shape
+    in_one_round = settings.remove == "masked"
+    if in_one_round:
+        _require_whole_channels(first, mask, image_shape, config.init_from)
+    run_directory.open_run(workdir, config)
     network = shrinking.whole(first.apply_fn, first.variables)
     rows = _rows(workdir)
     if not rows:
@@ -85,24 +97,29 @@ def shrink(
         run_directory.write_json(workdir / "rounds.json", rows)
     classifier = Classifier(first.variables, network)
     if len(rows) > 1:
-        classifier = from_config.load_shrunk(
+        classifier, mask = from_config.load_shrunk(
             workdir / "rounds" / str(len(rows) - 1), first, image_shape
         )
 
     def remove(classifier):
+        nonlocal mask
         task = f"remove {settings.remove}"
         report(task, 0, 1)
-        evidence = _evidence(classifier, method, train_set.take(settings.examples), config.seed)
-        smaller = REMOVE[settings.remove](classifier, image_shape, pruner, evidence, settings)
+        evidence = from_config.evidence(
+            classifier, method, train_set.take(settings.examples), config.seed
+        )
+        without = REMOVE[settings.remove](classifier, mask, image_shape, pruner, evidence, settings)
+        smaller, mask = without(classifier, check=True), _mask_without(without, classifier, mask)
         report(task, 1, 1)
         return smaller
 
     def finetune(classifier, number):
+        nonlocal mask
         steps = len(batches.epoch_indices(len(train_set), config.batch_size, config.seed, epoch=0))
         trained = training.train(
             classifier.apply_fn,
-            training.Trained(classifier.variables, masks.dense(classifier.params)),
-            method.phases(steps),
+            training.Trained(classifier.variables, mask),
+            [_under(mask, phase) for phase in method.phases(steps)],
             train_set,
             batch_size=config.batch_size,
             seed=config.seed + number,
@@ -110,6 +127,7 @@ def shrink(
             flip=config.dataset.flip,
             progress=lambda done, total: report(f"round {number}", done, total),
         )
+        mask = trained.mask
         return Classifier(trained.variables, classifier.apply_fn)
 
     def cost(classifier):
@@ -120,32 +138,52 @@ def shrink(
         remove=remove,
         finetune=finetune,
         cost=cost,
-        at_most=settings.at_most * rows[0][settings.target],
+        at_most=0 if in_one_round else settings.at_most * rows[0][settings.target],
         first_round=len(rows),
     )
-    for number, classifier, _ in rounds:
-        from_config.save_shrunk(workdir / "rounds" / str(number), classifier)
+    for number, classifier, _ in itertools.islice(rounds, 2 - len(rows) if in_one_round else None):
+        from_config.save_shrunk(workdir / "rounds" / str(number), classifier, mask)
         rows.append(_row(number, classifier, validation_set, settings.batch_size, report))
         run_directory.write_json(workdir / "rounds.json", rows)
-    from_config.save_shrunk(workdir, classifier)
+    from_config.save_shrunk(workdir, classifier, mask)
     return rows
 
 
-def _evidence(classifier: Classifier, method: methods.Method, dataset: data.Dataset, seed: int):
-    """Training examples, and the method's own objective, adversarial where that is."""
-    return training.evidence(
-        classifier.apply_fn,
-        classifier.variables,
-        method.phases(steps_per_epoch=1)[-1].objective,
-        jnp.asarray(dataset.images),
-        jnp.asarray(dataset.labels),
-        jax.random.key(seed),
+def _require_whole_channels(classifier: Classifier, mask: Any, image_shape, init_from: str) -> None:
+    traced = shrinking.of(classifier.apply_fn, classifier.variables, image_shape)
+    if shrinking.kept_channels(traced, classifier.params, mask).all():
+        raise ValueError(
+            f"shrinking.remove is 'masked', but the mask of init_from = {init_from!r} removes no "
+            "channel wholly; take a run whose method.granularity is such as 'filter' or 'column', "
+            "or remove 'channels'."
+        )
+
+
+def _mask_without(without, classifier: Classifier, mask: Any) -> Any:
+    """What is left of the mask, in the place of the parameters, where `without` removes some."""
+    whole = jax.tree.map(
+        lambda p, keep: jnp.broadcast_to(keep, p.shape).astype(p.dtype), classifier.params, mask
+    )
+    left = without(classifier.with_params(whole), check=False).params
+    # Whole leaves as `masks.dense` has them.
+    return jax.tree.map(lambda keep: jnp.array(True) if keep.all() else keep != 0, left)
+
+
+def _under(mask: Any, phase: training.Phase) -> training.Phase:
+    """The phase, and whatever its method revives outside the mask is zero again after each step."""
+
+    def update(trainable, auxiliary, step):
+        trainable, auxiliary = phase.update(trainable, auxiliary, step)
+        return masks.apply(trainable, mask), auxiliary
+
+    return dataclasses.replace(
+        phase, update=update, mask=lambda *state: masks.intersect(phase.mask(*state), mask)
     )
 
 
-def _without_channels(classifier, image_shape, pruner, evidence, settings) -> Classifier:
+def _without_channels(classifier, mask, image_shape, pruner, evidence, settings):
     traced = shrinking.of(classifier.apply_fn, classifier.variables, image_shape)
-    mask = shrinking.channel_mask(
+    gone = shrinking.channel_mask(
         traced,
         classifier.variables,
         settings.share,
@@ -153,16 +191,23 @@ def _without_channels(classifier, image_shape, pruner, evidence, settings) -> Cl
         evidence=evidence,
         multiple=settings.multiple,
     )
-    return shrinking.shrink(classifier, mask, image_shape)
+    return lambda of, check: shrinking.shrink(of, gone, image_shape, check=check)
 
 
-def _without_blocks(classifier, image_shape, pruner, evidence, settings) -> Classifier:
+def _without_blocks(classifier, mask, image_shape, pruner, evidence, settings):
     lowest = shrinking.lowest_blocks(classifier, image_shape, settings.blocks, pruner, evidence)
-    return shrinking.remove_blocks(classifier, lowest, image_shape)
+    return lambda of, check: shrinking.remove_blocks(of, lowest, image_shape)
 
 
-# What a round removes.
-REMOVE = {"channels": _without_channels, "blocks": _without_blocks}
+def _without_masked(classifier, mask, image_shape, pruner, evidence, settings):
+    multiple = settings.multiple
+    return lambda of, check: shrinking.shrink(
+        of, mask, image_shape, multiple=multiple, carry=True, check=check
+    )
+
+
+# What a round removes, as a function of a classifier and of whether to compare both networks.
+REMOVE = {"channels": _without_channels, "blocks": _without_blocks, "masked": _without_masked}
 
 
 def _cost(classifier: Classifier, image_shape, settings, report) -> float:

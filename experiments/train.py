@@ -42,6 +42,7 @@ def train(
       ValueError: a config that cannot be run; before anything is compiled or written.
     """
     from_config.check_ranges(config)
+    from_config.check_table("method.allocation", config.method.get("allocation"))
     method = sensitivity.method_before(config)
     from_config.protocols(config)  # what cannot be evaluated later is refused now
     train_set, validation_set = (
@@ -74,6 +75,7 @@ def train(
             config,
             workdir,
             Classifier(start.variables, network),
+            train_set,
             validation_set,
             functools.partial(report, f"measure {workdir.name}"),
         ).phases(steps)

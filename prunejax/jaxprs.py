@@ -1,6 +1,6 @@
 """A traced function as a flat list of equations, to be looked at and evaluated in other ways."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -115,8 +115,33 @@ def origins(program: Flat, names: dict[core.Var, str]) -> dict[core.Var, str]:
     """The names of inputs, and of what is only another arrangement of one: a transpose, a cast."""
     known = dict(names)
     for eqn in program.eqns:
-        if eqn.primitive.name in _ARRANGEMENTS and eqn.invars[0] in known:
-            known[eqn.outvars[0]] = known[eqn.invars[0]]
+        if eqn.primitive.name not in _ARRANGEMENTS:
+            continue
+        (source, *_), (out, *_) = eqn.invars, eqn.outvars
+        if is_variable(source) and source in known:
+            known[out] = known[source]
+    return known
+
+
+def made_of(
+    program: Flat,
+    sources: Mapping[core.Var, frozenset[str]],
+    through: Container[str] | None = None,
+) -> dict[core.Var, frozenset[str]]:
+    """The names of all that a variable is computed from, for those computed from anything named.
+
+    Args:
+      program: its equations are followed in their order.
+      sources: names of the inputs.
+      through: primitives that hand names on; None: all do.
+    """
+    known = dict(sources)
+    for eqn in program.eqns:
+        if through is not None and eqn.primitive.name not in through:
+            continue
+        read = frozenset().union(*(known.get(a, ()) for a in eqn.invars if is_variable(a)))
+        if read:
+            known.update(dict.fromkeys(eqn.outvars, read))
     return known
 
 

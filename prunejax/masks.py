@@ -26,9 +26,9 @@ def apply(params: Params, mask: Mask) -> Params:
     """`params` with zeros where the mask is False.
 
     Raises:
-      ValueError: a mask of another structure, or a leaf that does not broadcast.
+      ValueError: a mask of another structure, or a leaf that is not boolean or does not broadcast.
     """
-    trees.require_like("mask", mask, params)
+    validate(params, mask)
     return jax.tree.map(lambda p, keep: jnp.where(keep, p, jnp.zeros_like(p)), params, mask)
 
 

@@ -9,6 +9,9 @@ import jax.numpy as jnp
 
 Params = Any
 
+# Attention and `nn.scan` give these more than one axis, which makes them no weights.
+_NEVER_WEIGHTS = ("bias", "scale")
+
 
 def path_name(path: Sequence[Any]) -> str:
     """The name of a key path of jax.tree_util: its parts joined by "/".
@@ -83,9 +86,16 @@ def patterns(given: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def weights(params: Params) -> tuple[str, ...]:
-    """Paths of the weights: the leaves of rank two or more that hold any numbers."""
-    leaves = flatten(params).items()
-    return tuple(path for path, leaf in leaves if jnp.ndim(leaf) >= 2 and jnp.size(leaf))
+    """Paths of the weights: the leaves of rank two or more that hold any numbers.
+
+    Not those whose own name is "bias" or "scale", whatever their rank.
+    """
+
+    def is_weight(path: str, leaf: Any) -> bool:
+        named = path.rpartition("/")[-1] not in _NEVER_WEIGHTS
+        return named and jnp.ndim(leaf) >= 2 and bool(jnp.size(leaf))
+
+    return tuple(path for path, leaf in flatten(params).items() if is_weight(path, leaf))
 
 
 def prunable(
@@ -120,23 +130,22 @@ def size(tree: Params) -> int:
     return sum(jnp.size(leaf) for leaf in jax.tree.leaves(tree))
 
 
-def drop(tree: Mapping[str, Any], paths: Collection[str], at: str = "") -> dict[str, Any]:
-    """Nested dicts without the leaves at these paths, and without dicts that are left empty.
+def drop(tree: Params, paths: Collection[str]) -> Params:
+    """A tree without the leaves at these paths, and without dicts that are left empty.
+
+    Lists and tuples keep their length, for their positions are in the paths: None stands there.
 
     Args:
-      tree: nested dicts; a key may itself have a "/", as Haiku's do.
+      tree: of any containers; a key may itself have a "/", as Haiku's do.
       paths: of leaves.
-      at: path of `tree` in a larger one, with a "/" behind it.
     """
-    left = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            value = drop(value, paths, f"{at}{key}/")
-            if value:
-                left[key] = value
-        elif at + key not in paths and jax.tree.leaves(value):  # None holds nothing either
-            left[key] = value
-    return left
+    return _without_empty(map_with_path(lambda path, x: None if path in paths else x, tree))
+
+
+def _without_empty(tree: Params) -> Params:
+    if not isinstance(tree, Mapping):
+        return tree
+    return {key: _without_empty(own) for key, own in tree.items() if jax.tree.leaves(own)}
 
 
 def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:

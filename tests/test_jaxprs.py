@@ -79,3 +79,22 @@ def test_names_follow_transposes_and_casts_but_not_arithmetic():
     assert [names[atom] for atom in product.invars] == ["w", "x"]
     (doubled,) = (eqn for eqn in program.eqns if eqn.primitive.name == "mul")
     assert doubled.outvars[0] not in names
+
+
+def test_what_starts_with_a_number_is_no_name_and_what_is_made_of_names_is_told():
+    def function(w, v, x):
+        scaled = (w - w.mean(axis=0)) / (jnp.linspace(0.0, 1.0, 3) + w.std(axis=0))
+        return x @ jnp.concatenate([scaled, jnp.full((2, 3), 0.5) * v])
+
+    arguments = (jnp.zeros((2, 3)), jnp.zeros((2, 3)), jnp.zeros((5, 4)))
+    program = jaxprs.flat(function, *arguments)
+    names = dict(zip(program.inputs, "wvx", strict=True))
+    assert set(names.values()) <= set(jaxprs.origins(program, names).values())
+    made_of = jaxprs.made_of(program, {v: frozenset(name) for v, name in names.items()})
+    (product,) = (eqn for eqn in program.eqns if eqn.primitive.name == "dot_general")
+    assert [made_of[atom] for atom in product.invars] == [{"x"}, {"w", "v"}]
+    assert made_of[product.outvars[0]] == {"w", "v", "x"}
+    # Not through a difference.
+    sources = {v: frozenset(name) for v, name in names.items()}
+    through = ("concatenate", "mul", "div")
+    assert jaxprs.made_of(program, sources, through)[product.invars[1]] == {"v"}

@@ -123,6 +123,14 @@ def test_a_mask_of_another_structure_is_named(use, mask, message):
         getattr(masks, use)(PARAMS, mask)
 
 
+@pytest.mark.parametrize("use", ["apply", "kept", "density"])
+@pytest.mark.parametrize("leaf", [jnp.full((2, 3), 0.5), jnp.ones((2, 3), jnp.int32)])
+def test_a_mask_that_is_not_boolean_is_named(use, leaf):
+    mask = {"a": leaf, "b": {"c": jnp.array(True)}}
+    with pytest.raises(ValueError, match=f"mask at 'a' has dtype {leaf.dtype}; it must be bool"):
+        getattr(masks, use)(PARAMS, mask)
+
+
 def test_masks_of_different_structures_or_shapes_have_no_intersection():
     with pytest.raises(ValueError, match=r"different leaves: \['b/c'\]"):
         masks.intersect(masks.dense(PARAMS), {"a": jnp.array(True)})
@@ -162,6 +170,9 @@ def test_density_counts_weights_that_were_never_candidates_but_no_biases():
     assert masks.kept(params, mask) == {"conv/bias": 0, "conv/kernel": 9, "dense/kernel": 64}
     assert masks.density(params, mask) == (9 + 64) / (36 + 64)
     assert masks.density(params, mask, ("conv/kernel",)) == 0.25
+    # Nor biases with an axis of heads.
+    params["dense"]["bias"], mask["dense"]["bias"] = jnp.ones((2, 4)), jnp.array(True)
+    assert masks.density(params, mask) == (9 + 64) / (36 + 64)
 
 
 VALID = {"conv": {"kernel": jnp.ones((2, 2, 1, 3)), "bias": jnp.ones(3)}}

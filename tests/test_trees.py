@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -76,6 +77,42 @@ def test_size_counts_numbers():
 def test_weights_are_the_leaves_of_rank_two_or_more():
     assert trees.prunable(HAIKU) == ("linear/w", "net/~/conv_1/w")
     assert trees.prunable(NESTED) == ("0/0", "1/last")
+
+
+@pytest.mark.parametrize("name", ["bias", "scale"])
+def test_biases_and_scales_are_no_weights_whatever_their_rank(name):
+    params = {
+        "layer": {"kernel": jnp.ones((2, 3, 4)), name: jnp.ones((3, 4))},
+        name: jnp.ones((2, 2)),
+    }
+    assert trees.prunable(params) == ("layer/kernel",)
+    # It is the leaf's own name that counts, and the whole of it.
+    assert trees.prunable({name: {"w": jnp.ones((2, 2))}}) == (f"{name}/w",)
+    assert trees.prunable({f"my_{name}": jnp.ones((2, 2))}) == (f"my_{name}",)
+
+
+class _Cell(nn.Module):
+    @nn.compact
+    def __call__(self, x, _):
+        return nn.LayerNorm()(nn.Dense(4)(x)), None
+
+
+class _Looped(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        stacked = nn.scan(_Cell, variable_axes={"params": 0}, split_rngs={"params": True}, length=3)
+        return nn.MultiHeadDotProductAttention(2)(stacked()(x, None)[0])
+
+
+def test_the_weights_of_attention_and_of_stacked_layers_are_their_kernels():
+    shapes = jax.eval_shape(lambda: _Looped().init(jax.random.key(0), jnp.ones((1, 5, 4))))
+    leaves = trees.flatten(shapes["params"])
+    assert leaves["MultiHeadDotProductAttention_0/query/bias"].shape == (2, 2)
+    assert leaves["Scan_Cell_0/Dense_0/bias"].shape == (3, 4)
+    assert leaves["Scan_Cell_0/LayerNorm_0/scale"].shape == (3, 4)
+    kernels = tuple(path for path in leaves if path.endswith("/kernel"))
+    assert len(kernels) == 5
+    assert trees.prunable(shapes["params"]) == kernels
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,16 @@
 
     --config=experiments/configs/<name>.py --config.method.sparsity=0.95 --config.seed=1
 
-Every attribute of the method is a key of `config.method`.
+Every attribute of the method is a key of `config.method`. An allocation is a name or a table of
+densities by path pattern, of which the first that matches counts: pairs, in a file or as a flag,
+
+    config.method.allocation = (("Dense_0/*", 0.1), ("*", 0.5))
+    --config.method.allocation='(("Dense_0/*", 0.1), ("*", 0.5))'
 """
 
 import dataclasses
 import typing
+from typing import Any
 
 from ml_collections import config_dict
 
@@ -41,6 +46,8 @@ def base(dataset: str, model: str, method: str, **method_options) -> config_dict
     config.method = config_dict.ConfigDict({"name": method})
     for name, value in (defaults | method_options).items():
         config.method[name] = _placeholder(types[name]) if value is None else value
+    if "allocation" in config.method:
+        config.method.allocation = _name_or_table(config.method.allocation)
 
     config.batch_size = 128
     config.checkpoint_every = 1
@@ -69,6 +76,11 @@ def _placeholder(optional: type) -> config_dict.FieldReference:
     return config_dict.placeholder(typing.get_origin(kind) or kind)
 
 
+def _name_or_table(allocation: Any) -> config_dict.FieldReference:
+    """Takes a string or a tuple, also from a flag, which reads it as Python does."""
+    return config_dict.FieldReference(allocation, field_type=object)
+
+
 def protocol(
     attack: str, budgets: tuple[float, ...], stated: float, **options
 ) -> config_dict.ConfigDict:
@@ -82,7 +94,9 @@ def shrinking(**changed) -> config_dict.ConfigDict:
     """Rounds of pruning, shrinking and fine-tuning (`experiments.shrink`)."""
     config = config_dict.ConfigDict()
     # What a round removes: "channels" or residual "blocks"; a share of the former, so many of the
-    # latter; by which criterion, and how channels are compared.
+    # latter; by which criterion, and how channels are compared. "masked": a single round, in which
+    # all channels go that the mask of `init_from` removes wholly, whatever the other keys say of
+    # which and how many.
     config.remove = "channels"
     config.share = 0.1
     config.blocks = 1
@@ -90,7 +104,7 @@ def shrinking(**changed) -> config_dict.ConfigDict:
     config.multiple = 1
     config.criterion = "magnitude"
     config.aggregate = config_dict.placeholder(str)
-    config.allocation = "global"
+    config.allocation = _name_or_table("global")
     # Keep a channel of each group that belongs together.
     config.guard = True
     # Training examples that criteria may look at.

@@ -4,9 +4,10 @@ A mask alone makes nothing faster: a masked weight is multiplied like any other.
 is the work that hardware which skips zeros would have; `latency` is what this machine takes.
 """
 
+import collections
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -130,44 +131,139 @@ def efficiency(
 def count(classifier: Classifier, image_shape: tuple[int, ...]) -> tuple[Layer, ...]:
     """Weights and work of each layer, read from the network's equations; nothing is run.
 
-    A weight that is used twice costs twice. Products of two activations are not counted.
+    Work are the products with a weight, or with what is made of weights alone, such as a kernel
+    that is normalised first; of several weights, each has a part as large as its size. A weight
+    that is used twice costs twice, one inside of `scan` as often as that runs. Products of two
+    activations are not counted.
+
+    Raises:
+      ValueError: a product with a weight inside of `while` or `cond`, of which nobody knows how
+        often it runs.
     """
     shapes = jax.eval_shape(lambda: classifier.variables)
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     program = jaxprs.flat(classifier.apply_fn, shapes, image)
-    names = dict(zip(program.inputs, trees.flatten(shapes), strict=False))
-    positions: dict[str, int] = {}
-    for path, number in _uses(program, jaxprs.origins(program, names)):
-        positions[path] = positions.get(path, 0) + number
+    *inputs, images = program.inputs
     leaves = trees.flatten(classifier.params)
+    weights = {f"params/{path}" for path in trees.prunable(classifier.params)}
+    paths = zip(inputs, trees.flatten(shapes), strict=True)
+    sources = {variable: frozenset([path]) for variable, path in paths if path in weights}
+    sources[images] = frozenset([_IMAGES])
+    work, saved = collections.Counter(), collections.Counter()
+    for made_of, zero_where, number in _products(program, sources, sources):
+        sizes = {path: np.size(leaves[path.removeprefix("params/")]) for path in made_of}
+        for path, size in sizes.items():
+            part = 2 * number * size // sum(sizes.values())
+            work[path] += part
+            if path in zero_where:
+                zeros = size - np.count_nonzero(leaves[path.removeprefix("params/")])
+                saved[path] += part * int(zeros) // size
     layers = []
     for path in trees.prunable(classifier.params):
         size, nonzero = int(np.size(leaves[path])), int(np.count_nonzero(leaves[path]))
-        times = 2 * positions.get(f"params/{path}", 0)
-        layers.append(Layer(path, size, nonzero, times * size, times * nonzero))
+        flops = work[f"params/{path}"]
+        layers.append(Layer(path, size, nonzero, flops, flops - saved[f"params/{path}"]))
     return tuple(layers)
 
 
-def _uses(program: jaxprs.Flat, names: Mapping[core.Var, str]):
-    """(path of a weight, how often each of its numbers is multiplied) for every product with it."""
+_IMAGES = ""  # the name of what depends on the images; no path is empty
+
+# What they make of a weight's zeros is zero.
+_KEEP_ZEROS = frozenset(
+    """
+    broadcast_in_dim concatenate convert_element_type copy div gather mul neg reshape rev slice
+    split squeeze stop_gradient transpose
+    """.split()  # noqa: SIM905
+)
+
+Sources = Mapping[core.Var, frozenset[str]]
+
+
+def _products(
+    program: jaxprs.Flat, sources: Sources, zeros: Sources
+) -> Iterator[tuple[frozenset[str], frozenset[str], int]]:
+    """(weights, those whose zeros are still there, multiplications) of every product with some.
+
+    Args:
+      program: the network, or a part of it that is repeated.
+      sources: the weights that its inputs are made of, and `_IMAGES`.
+      zeros: likewise, those alone whose zeros are zeros of the input.
+    """
+    made_of = jaxprs.made_of(program, sources)
+    zero_where = jaxprs.made_of(program, zeros, _KEEP_ZEROS)
+
+    def named(known, atoms):
+        return [known.get(a, frozenset()) if jaxprs.is_variable(a) else frozenset() for a in atoms]
+
     for eqn in program.eqns:
-        if eqn.primitive.name not in ("conv_general_dilated", "dot_general"):
-            continue
-        for operand in eqn.invars[::-1]:
-            if jaxprs.is_variable(operand) and operand in names:
-                yield names[operand], _positions(eqn, operand)
-                break
+        read, kept = named(made_of, eqn.invars), named(zero_where, eqn.invars)
+        if eqn.primitive.name in _MULTIPLICATIONS:
+            for own, still in zip(read[::-1], kept[::-1], strict=True):
+                if own and _IMAGES not in own:
+                    yield own, still, _MULTIPLICATIONS[eqn.primitive.name](eqn)
+                    break
+        elif eqn.primitive.name == "scan":
+            body, carried = _scanned(eqn, read)
+            inner = [dict(zip(body.inputs, known, strict=True)) for known in (carried, kept)]
+            for own, still, number in _products(body, *inner):
+                yield own, still, eqn.params["length"] * number
+        elif eqn.primitive.name in ("while", "cond"):
+            for body in _bodies(eqn):  # their inputs are the last ones
+                inner = dict(zip(body.inputs[::-1], read[::-1], strict=False))
+                for own, _, _ in _products(body, inner, {}):
+                    raise ValueError(
+                        f"apply_fn multiplies with {sorted(own)} inside of "
+                        f"{eqn.primitive.name!r}, of which nobody knows how often it runs; "
+                        "its work cannot be counted."
+                    )
 
 
-def _positions(eqn: core.JaxprEqn, weight: core.Var) -> int:
-    out = eqn.outvars[0].aval.shape
-    if eqn.primitive.name == "conv_general_dilated":
-        batch, _, *space = eqn.params["dimension_numbers"].out_spec
-        return math.prod(out[axis] for axis in (batch, *space))
-    (lhs_sums, rhs_sums), _ = eqn.params["dimension_numbers"]
-    sums = lhs_sums if weight is eqn.invars[0] else rhs_sums
-    contracted = math.prod(weight.aval.shape[axis] for axis in sums)
-    return math.prod(out) * contracted // math.prod(weight.aval.shape)
+def _scanned(eqn: core.JaxprEqn, read: Sequence[frozenset[str]]):
+    """The program that is repeated, and what its inputs are made of in any of the rounds."""
+    body = _flat(eqn.params["jaxpr"])
+    first, number = eqn.params["num_consts"], eqn.params["num_carry"]
+    read, before = list(read), None
+    while read != before:
+        before = list(read)
+        made_of = jaxprs.made_of(body, dict(zip(body.inputs, read, strict=True)))
+        for i, atom in enumerate(body.outputs[:number], start=first):
+            read[i] |= made_of.get(atom, frozenset()) if jaxprs.is_variable(atom) else frozenset()
+    return body, read
+
+
+def _bodies(eqn: core.JaxprEqn) -> list[jaxprs.Flat]:
+    if eqn.primitive.name == "cond":
+        return [_flat(branch) for branch in eqn.params["branches"]]
+    return [_flat(eqn.params["body_jaxpr"])]
+
+
+def _flat(closed: core.ClosedJaxpr) -> jaxprs.Flat:
+    inputs = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in closed.jaxpr.invars]
+    return jaxprs.flat(core.jaxpr_as_fun(closed), *inputs)
+
+
+def _of_convolution(eqn: core.JaxprEqn) -> int:
+    """All positions of padding counted, and not the zeros between those of a transposed one."""
+    params, out = eqn.params, eqn.outvars[0].aval.shape
+    numbers, kernel = params["dimension_numbers"], eqn.invars[1].aval.shape
+    batch, _, *space = numbers.out_spec
+    outputs, inputs, *sides = numbers.rhs_spec
+    total = out[batch] * kernel[outputs] * kernel[inputs]
+    options = (params[name] for name in ("window_strides", "padding", "lhs_dilation",
+                                         "rhs_dilation"))  # fmt: skip
+    for axis, side, stride, (low, _), between, spread in zip(space, sides, *options, strict=True):
+        places = stride * np.arange(out[axis])[:, None] + spread * np.arange(kernel[side]) - low
+        total *= int(np.sum(places % between == 0))
+    return total
+
+
+def _of_matrices(eqn: core.JaxprEqn) -> int:
+    (sums, _), _ = eqn.params["dimension_numbers"]
+    shape = eqn.invars[0].aval.shape
+    return math.prod(eqn.outvars[0].aval.shape) * math.prod(shape[axis] for axis in sums)
+
+
+_MULTIPLICATIONS = {"conv_general_dilated": _of_convolution, "dot_general": _of_matrices}
 
 
 def _compiled(classifier: Classifier, image_shape: tuple[int, ...], batch_size: int):

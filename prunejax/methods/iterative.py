@@ -4,6 +4,7 @@ import dataclasses
 
 from prunejax import masks, pruning
 from prunejax.methods.method import PruningMethod
+from prunejax.training.evidence import expected
 from prunejax.training.phase import Params, Phase, Start
 
 
@@ -32,6 +33,11 @@ class Iterative(PruningMethod):
 
     def __post_init__(self):
         super().__post_init__()
+        self.require_enough(
+            expected(self.examples),
+            f"training brings with examples={self.examples}",
+            in_optimizer=False,
+        )
         if self.rounds < 1:
             raise ValueError(f"rounds is {self.rounds}; at least 1 is needed.")
         self.sparsities()

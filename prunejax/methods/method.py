@@ -129,17 +129,25 @@ class PruningMethod(Method):
             guard=self.guard,
         )
 
-    def require_enough(self, known: pruning.Evidence, brought: str) -> None:
-        """For methods that prune inside the optimiser, where there is a gradient besides.
+    def require_enough(
+        self, known: pruning.Evidence, brought: str, *, in_optimizer: bool = True
+    ) -> None:
+        """For methods that do not learn scores, as only `hydra` does.
+
+        Args:
+          known: what a criterion may look at.
+          brought: the same in words.
+          in_optimizer: whether that is where they prune: there is a gradient besides.
 
         Raises:
-          ValueError: a criterion that needs more than `known`, in words `brought`.
+          ValueError: a criterion that needs more.
         """
         try:
-            self.pruner().check(known._replace(grads=()))
+            self.pruner().check(known._replace(grads=()) if in_optimizer else known)
         except ValueError as error:
+            remedy = " The method 'hydra' learns them." if self.criterion == "learned" else ""
             raise ValueError(
-                f"criterion is {self.criterion!r}, which needs more than {brought}: {error}"
+                f"criterion is {self.criterion!r}, which needs more than {brought}: {error}{remedy}"
             ) from error
 
 

@@ -4,6 +4,7 @@ import dataclasses
 
 from prunejax import masks, pruning
 from prunejax.methods.method import PruningMethod
+from prunejax.training.evidence import expected
 from prunejax.training.phase import Phase
 
 
@@ -20,6 +21,14 @@ class OneShot(PruningMethod):
     allocation: str = "global"
     adversarial: bool = True
     examples: int = 256
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.require_enough(
+            expected(self.examples),
+            f"training brings with examples={self.examples}",
+            in_optimizer=False,
+        )
 
     def phases(self, steps_per_epoch: int) -> tuple[Phase, ...]:
         """One phase, which prunes at its beginning."""

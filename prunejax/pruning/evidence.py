@@ -34,7 +34,8 @@ class Evidence(NamedTuple):
       input_shape: of one input, without batch axis.
       norms: path of a weight -> path of the scale of the normalisation that follows it.
       scores: learned scores, of params' structure.
-      paths: the weights to be scored, all of rank two or more where None; a pruner fills it in.
+      paths: the weights to be scored, all of them where None; a pruner fills it in.
+      allowed: the weights that a criterion of all at once (GraSP) looks at; `paths` where None.
     """
 
     key: jax.Array | None = None
@@ -47,6 +48,7 @@ class Evidence(NamedTuple):
     norms: Mapping[str, str] | None = None
     scores: Params | None = None
     paths: tuple[str, ...] | None = None
+    allowed: tuple[str, ...] | None = None
 
     def weights(self, params: Params) -> tuple[str, ...]:
         """The paths to be scored."""

@@ -11,6 +11,9 @@ Weights are laid out as in Flax and Haiku: `[..., inputs, outputs]`. By name:
     2:4       of 4 successive inputs of an output, 2 are kept       any N:M
     block4x4  4 successive inputs times 4 successive outputs        any size
 
+Weights of other ranks are passed over. One of the right rank whose axes are no multiples of N:M's
+groups or of the blocks is an error, for nobody would see that it stays dense.
+
 Successive inputs are those of axis -2: in a convolution, input channels at the same position of the
 kernel, which is the order in which sparse tensor cores read them. Blocks likewise lie in the last
 two axes. A unit's mask broadcasts against its weight; those of N:M and blocks have its full shape.
@@ -151,13 +154,12 @@ class Blocks(Granularity):
 
     size: tuple[int, int]
 
-    def misfit(self, shape: tuple[int, ...]) -> str | None:
-        sizes = zip(shape[-2:], self.size, strict=False)
-        if reason := super().misfit(shape):
-            return reason
-        if any(n % block for n, block in sizes):
-            return f"has shape {shape}, whose last two axes are no multiples of {self.size}"
-        return None
+    def require(self, path: str, shape: tuple[int, ...]) -> None:
+        if any(n % block for n, block in zip(shape[-2:], self.size, strict=True)):
+            raise ValueError(
+                f"granularity {self.name!r} needs multiples of {self.size} as last two axes, but "
+                f"{path!r} has shape {shape}; exclude it."
+            )
 
     def reduce(self, x: jax.Array, reduction: Reduction) -> jax.Array:
         return reduction(x.reshape(self._tiled(x.shape)), (x.ndim - 1, x.ndim + 1))

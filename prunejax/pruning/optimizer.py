@@ -4,7 +4,8 @@
     params = optax.apply_updates(params, updates)  # as always; pruned weights come out as zeros
 
 Masking gradients alone is not enough: momentum and weight decay revive pruned weights. Here the
-update itself brings a pruned weight to exactly zero, and its moments stay zero too.
+update itself brings a pruned weight to exactly zero, and its moments stay zero too. Updates are
+added, so what is infinite or no number stays so: begin with `masks.apply(params, mask)`.
 """
 
 import itertools
@@ -173,7 +174,7 @@ def _masked_update(inner, grads, inner_state, params, mask, extra):
 
 
 def _zeroing(updates, params, mask):
-    """Updates that bring the weights outside the mask to zero exactly: p + (-p) = 0."""
+    """Updates that bring the finite weights outside the mask to zero exactly: p + (-p) = 0."""
     return jax.tree.map(lambda u, p, keep: jnp.where(keep, u, -p), updates, params, mask)
 
 

@@ -31,9 +31,10 @@ class Pruner:
         as in "block4x4".
       allocation: how many units each layer loses, a key of `ALLOCATIONS`, or a table of densities
         by path pattern, see `allocation.from_table`; the first pattern that matches counts.
-      include: shell patterns of the paths that may be pruned, or one. Weights that have no such
-        units, such as dense layers for "filter", are left untouched; a pattern or a path that is
-        matched by such weights alone is an error.
+      include: shell patterns of the paths that may be pruned, or one. Weights of a rank that has no
+        such units, such as dense layers for "filter", are left untouched; a pattern or a path that
+        is matched by such weights alone is an error. So is a weight that N:M or blocks do not
+        divide, and one that the criterion cannot score.
       exclude: shell patterns of the paths that may not, or one.
       aggregate: how scores of weights become a unit's, a key of `AGGREGATES`; None is the
         criterion's own, mostly "mean".
@@ -70,11 +71,17 @@ class Pruner:
         """The leaves this pruner removes units of.
 
         Raises:
-          ValueError: a pattern that matches no weight, or none that has such units.
+          ValueError: a pattern that matches no weight, or none that has such units; nothing that is
+            left to prune; a weight whose shape such units do not divide.
         """
         shapes = {path: jnp.shape(leaf) for path, leaf in trees.flatten(params).items()}
         units = granularity.create(self.granularity)
         candidates = trees.prunable(params, self.include, self.exclude)
+        if not candidates:
+            raise ValueError(
+                f"include is {self.include} and exclude {self.exclude}, which leaves none of the "
+                f"weights {list(trees.weights(params))} to prune."
+            )
         misfits = {path: units.misfit(shapes[path]) for path in candidates}
         for pattern in self.include:
             matched = [path for path in candidates if fnmatch.fnmatchcase(path, pattern)]

@@ -1,13 +1,26 @@
 """Really removing what pruning chose: networks with fewer channels and fewer blocks.
 
-small = shrinking.shrink(classifier, mask, image_shape=(32, 32, 3))
+traced = shrinking.of(classifier.apply_fn, classifier.variables, (32, 32, 3))
+mask = shrinking.channel_mask(traced, classifier.variables, sparsity=0.5)
+small = shrinking.shrink(classifier, mask, (32, 32, 3))
+
+Which layers keep all their channels, and why, is told by `shrinking.kept_whole(traced)`: the last
+one, whose channels are the network's outputs, those in front of a normalisation over channels, and
+all behind or in front of something that has no rule (`rules`).
 """
 
 from prunejax.shrinking.block_pruning import block_scores, lowest_blocks
 from prunejax.shrinking.channel_pruning import channel_mask, channel_scores
 from prunejax.shrinking.iterate import Round, iterate
 from prunejax.shrinking.residual import Block, blocks
-from prunejax.shrinking.shrink import carried, groups, kept_channels, remove_blocks, shrink
+from prunejax.shrinking.shrink import (
+    carried,
+    groups,
+    kept_channels,
+    kept_whole,
+    remove_blocks,
+    shrink,
+)
 from prunejax.shrinking.shrunk import Shrunk, describe, from_description, whole
 from prunejax.shrinking.structure import Structure, of
 
@@ -26,6 +39,7 @@ __all__ = [
     "groups",
     "iterate",
     "kept_channels",
+    "kept_whole",
     "lowest_blocks",
     "of",
     "remove_blocks",

@@ -12,12 +12,11 @@ import numpy as np
 from prunejax import trees
 from prunejax.classifier import Classifier
 from prunejax.pruning.activations import ablation, maps
-from prunejax.pruning.criteria import CRITERIA
 from prunejax.pruning.criteria.maps import CKA, EXPECTED_ABS, HRANK, KL, PLS_VIP
 from prunejax.pruning.evidence import Criterion, Evidence
 from prunejax.pruning.pruner import Pruner
 from prunejax.shrinking import executor, residual, structure
-from prunejax.shrinking.channel_pruning import unit_scores
+from prunejax.shrinking.channel_pruning import criterion_of, unit_scores
 from prunejax.shrinking.shrink import remove_blocks
 from prunejax.shrinking.shrunk import shape_of
 from prunejax.shrinking.structure import Structure
@@ -129,23 +128,27 @@ def lowest_blocks(
 
 def _checked(classifier, image_shape, pruner, evidence, batch_size) -> Evidence:
     """The evidence with the classifier as its network, once it is known to be enough."""
+    structure.require_params(classifier.variables)
     evidence = Evidence() if evidence is None else evidence
     key = jax.random.key(0) if evidence.key is None else evidence.key
-    network, variables = classifier.apply_fn, classifier.variables
     evidence = evidence._replace(
-        key=key, network=network, variables=variables, input_shape=tuple(image_shape)
+        key=key,
+        network=classifier.apply_fn,
+        variables=classifier.variables,
+        input_shape=tuple(image_shape),
+        allowed=trees.prunable(classifier.params, pruner.include, pruner.exclude),
     )
     pruner.check(evidence)
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1.")
-    if _criterion(pruner) in OF_DATA:
+    if criterion_of(pruner) in OF_DATA:
         images, labels = _data(evidence)
         if images.shape[1:] != tuple(image_shape):
             raise ValueError(
                 f"evidence.batches holds images of shape {images.shape[1:]}; image_shape is "
                 f"{tuple(image_shape)}."
             )
-        criterion = _criterion(pruner)
+        criterion = criterion_of(pruner)
         fewest = 2 if criterion in (CKA, PLS_VIP) else 1
         if len(images) < fewest:
             raise ValueError(
@@ -205,21 +208,16 @@ def _scores(
     batch_size: int,
 ) -> dict[str, float]:
     """Of the blocks with these names."""
-    criterion = _criterion(pruner)
+    criterion = criterion_of(pruner)
     if criterion in OF_DATA:
         images, labels = _data(evidence)
         found = OF_DATA[criterion](classifier, tuple(names), images, labels, batch_size)
         return dict(zip(names, map(float, found), strict=True))
     traced = structure.of(classifier.apply_fn, classifier.variables, image_shape)
     last = {block.name: block.last for block in residual.chosen(traced, names)}
-    own = dataclasses.replace(pruner, include=tuple(last.values()), exclude=())
-    units = unit_scores(classifier.params, own, evidence)
-    return {name: float(units[last[name]].mean()) for name in names}
-
-
-def _criterion(pruner: Pruner) -> Criterion:
-    named = isinstance(pruner.criterion, str)
-    return CRITERIA[pruner.criterion] if named else pruner.criterion
+    axes = [(path, -1) for path in last.values()]
+    units = unit_scores(classifier.params, pruner, axes, evidence)
+    return {name: float(units[last[name], -1].mean()) for name in names}
 
 
 def _data(evidence: Evidence) -> tuple[jax.Array, jax.Array]:

@@ -1,6 +1,5 @@
 """Choosing channels as they can be removed: all that belongs to one together."""
 
-import dataclasses
 import fnmatch
 from collections.abc import Sequence
 from typing import Any
@@ -10,17 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from prunejax import masks, trees
-from prunejax.pruning import allocation, selection
-from prunejax.pruning.evidence import Evidence
+from prunejax.pruning import allocation, granularity, selection
+from prunejax.pruning.criteria import CRITERIA
+from prunejax.pruning.evidence import Criterion, Evidence
 from prunejax.pruning.pruner import Pruner
 from prunejax.shrinking import shrink, structure
 from prunejax.shrinking.coupling import OUTPUTS
 from prunejax.shrinking.structure import Structure
 
-# The units of a weight with one position on an axis, by axis: (of rank 2, of higher ranks).
-UNITS = {-1: ("column", "filter"), -2: ("row", "channel")}
+# The units of a weight with one position on an axis: in a dense layer columns, or rows.
+UNITS = {-1: granularity.FILTER, -2: granularity.CHANNEL}
 # Granularities that a pruner of channels may have: those, and the default of all pruners.
-GRANULARITIES = ("weight", *UNITS[-1], *UNITS[-2])
+GRANULARITIES = ("weight", "column", "filter", "row", "channel")
 
 
 def channel_mask(
@@ -55,9 +55,10 @@ def channel_mask(
 
     Raises:
       ValueError: a sparsity outside [0, 1) or above that of the allocation's table, a multiple
-        below 1, a pattern without a match, a granularity of other units, evidence that the
-        criterion lacks, no channel that could be removed, or a weight whose outputs are on neither
-        of its last two axes.
+        below 1, a pattern without a match, one of `include` but "*" that matches only weights
+        whose channels must stay (`kept_whole` lists them), a granularity of other units, evidence
+        that the criterion lacks, no channel that could be removed, or a weight whose outputs are on
+        neither of its last two axes.
     """
     pruner = Pruner() if pruner is None else pruner
     if not 0 <= sparsity < 1:
@@ -67,6 +68,7 @@ def channel_mask(
     score = channel_scores(traced, params, pruner, evidence)
     allowed = trees.prunable(params, pruner.include, pruner.exclude)
     groups = [group for group in shrink.groups(traced) if _is_allowed(traced, group, allowed)]
+    _require_effect(traced, groups, pruner, allowed)
     if not groups:
         if sparsity:
             raise ValueError(f"no channels can be removed: {_why_none(traced, pruner, allowed)}.")
@@ -116,28 +118,23 @@ def channel_scores(
     Args and errors as in `channel_mask`.
     """
     allowed = trees.prunable(params, pruner.include, pruner.exclude)
-    makers = {axis: [] for axis in UNITS}
-    for path in allowed:
-        for axis in _made_axes(traced, path):
-            makers[axis].append(path)
+    axes = [(path, axis) for path in allowed for axis in _made_axes(traced, path)]
+    evidence = Evidence(key=jax.random.key(0)) if evidence is None else evidence
+    scores = unit_scores(params, pruner, axes, evidence._replace(allowed=allowed))
     total, number = np.zeros(traced.number), np.zeros(traced.number)
-    for axis, paths in makers.items():
-        own = dataclasses.replace(pruner, include=paths, exclude=())
-        for path, scores in unit_scores(params, own, evidence, axis).items():
-            channels = traced.along(f"params/{path}")[axis]
-            np.add.at(total, channels, scores.ravel())
-            np.add.at(number, channels, 1)
+    for (path, axis), own in scores.items():
+        channels = traced.along(f"params/{path}")[axis]
+        np.add.at(total, channels, own.ravel())
+        np.add.at(number, channels, 1)
     return total / np.maximum(number, 1)
 
 
 def _made_axes(traced: Structure, path: str) -> list[int]:
-    """The axes of a weight, counted from its last, along which it makes channels."""
+    """The axes of a weight, counted from its last, along which it makes channels that can go."""
     labels = traced.channels.labels[traced.variables[f"params/{path}"]]
     removable, found = traced.removable(), []
     for axis, own in enumerate(labels, start=-len(labels)):
-        made = traced.channels.made[own]
-        # The last one also where it is kept: a criterion may look at all layers together.
-        if not made.any() or (axis < -1 and not removable[traced.channels.channel[own]].any()):
+        if not (traced.channels.made[own] & removable[traced.channels.channel[own]]).any():
             continue
         if axis not in UNITS:
             raise ValueError(
@@ -149,36 +146,46 @@ def _made_axes(traced: Structure, path: str) -> list[int]:
 
 
 def unit_scores(
-    params: Any, pruner: Pruner, evidence: Evidence | None = None, axis: int = -1
-) -> dict[str, np.ndarray]:
-    """What each position on an axis of a weight is worth: of each filter or column by default.
+    params: Any, pruner: Pruner, axes: Sequence[tuple[str, int]], evidence: Evidence
+) -> dict[tuple[str, int], np.ndarray]:
+    """What each position on an axis of a weight is worth.
+
+    The criterion is asked once, for all weights together.
 
     Args and errors as in `channel_mask`, and
-      axis: -1, or -2.
+      axes: the path of each weight and one of its axes, -1 or -2.
 
     Returns:
-      Scores by path; their shapes broadcast against the weights.
+      Scores by path and axis; their shapes broadcast against the weights.
     """
     if pruner.granularity not in GRANULARITIES:
         raise ValueError(
             f"granularity is {pruner.granularity!r}; here whole channels are scored: leave it out."
         )
-    evidence = Evidence(key=jax.random.key(0)) if evidence is None else evidence
-    ranks = {path: jnp.ndim(leaf) for path, leaf in trees.flatten(params).items()}
-    allowed = trees.prunable(params, pruner.include, pruner.exclude)
-    scores = {}
-    dense, convolution = UNITS[axis]
-    for granularity, fits in (
-        (convolution, lambda rank: rank > 2),
-        (dense, lambda rank: rank == 2),
-    ):
-        paths = [path for path in allowed if fits(ranks[path])]
-        if paths:
-            own = dataclasses.replace(
-                pruner, granularity=granularity, allocation="uniform", include=paths, exclude=()
+    pruner.check(evidence)
+    if not axes:
+        return {}
+    criterion = criterion_of(pruner)
+    evidence = evidence._replace(paths=tuple(dict.fromkeys(path for path, _ in axes)))
+    of_weights = criterion.score(params, evidence)
+    trees.require_like(f"the scores of criterion {criterion.name!r}", of_weights, params)
+    of_weights, leaves = trees.flatten(of_weights), trees.flatten(params)
+    reduction = granularity.AGGREGATES[pruner.aggregate or criterion.aggregate]
+    everything = jnp.array(True)
+    return {
+        (path, axis): np.asarray(
+            UNITS[axis].scores(
+                of_weights[path], everything, jnp.shape(leaves[path]), reduction, criterion.finish
             )
-            scores |= own.scores(params, masks.dense(params), evidence)
-    return {path: np.asarray(leaf) for path, leaf in scores.items()}
+        )
+        for path, axis in axes
+    }
+
+
+def criterion_of(pruner: Pruner) -> Criterion:
+    """The pruner's criterion, also where it is given by name."""
+    named = isinstance(pruner.criterion, str)
+    return CRITERIA[pruner.criterion] if named else pruner.criterion
 
 
 def _best_first(group: np.ndarray, score: np.ndarray) -> np.ndarray:
@@ -186,26 +193,46 @@ def _best_first(group: np.ndarray, score: np.ndarray) -> np.ndarray:
     return group[np.argsort(score[group], kind="stable")[::-1]]
 
 
+def _require_effect(
+    traced: Structure, groups: Sequence[np.ndarray], pruner: Pruner, allowed: Sequence[str]
+) -> None:
+    """Raises a ValueError for a pattern of weights of which none can lose channels."""
+    going = {path for group in groups for path in shrink.makers(traced, group)}
+    for pattern in pruner.include:
+        matched = fnmatch.filter(allowed, pattern)
+        if pattern != "*" and matched and going.isdisjoint(matched):
+            raise ValueError(
+                f"pattern {pattern!r} in include can remove no channels, such as those of "
+                f"{matched[0]!r}: {_why_whole(traced, matched[0], pruner, allowed)}."
+            )
+
+
 def _why_none(traced: Structure, pruner: Pruner, allowed: Sequence[str]) -> str:
     """One reason for which no group of channels may lose any."""
     for group in shrink.groups(traced):
-        paths = shrink.makers(traced, group)
-        left_alone = next(path for path in paths if path not in allowed)
-        return (
-            f"pruner leaves {left_alone!r} alone (include is {pruner.include}, exclude "
-            f"{pruner.exclude})"
-        )
-    reasons = {
-        path: traced.channels.fixed[int(channels[made][0])]
-        for path, variable in traced.variables.items()
-        for own, channels in zip(traced.channels.labels[variable], traced.along(path), strict=True)
-        if (made := traced.channels.made[own]).any()
-    }
-    if not reasons:
+        return _why_whole(traced, shrink.makers(traced, group)[0], pruner, allowed)
+    whole = shrink.kept_whole(traced)
+    if not whole:
         return "the network has no layer that makes any"
     # Of the last layer it is known.
-    path = next((path for path in reasons if reasons[path] != OUTPUTS), next(iter(reasons)))
-    return f"those that {path.removeprefix('params/')!r} makes must stay, {reasons[path]}"
+    path = next((path for path in whole if whole[path] != OUTPUTS), next(iter(whole)))
+    return _why_whole(traced, path, pruner, allowed)
+
+
+def _why_whole(traced: Structure, path: str, pruner: Pruner, allowed: Sequence[str]) -> str:
+    """Why a weight keeps all its channels."""
+    whole = shrink.kept_whole(traced)
+    if path in whole:
+        return f"those that {path!r} makes must stay, {whole[path]}"
+    for group in shrink.groups(traced):
+        together = shrink.makers(traced, group)
+        left_alone = [other for other in together if other not in allowed]
+        if path in together and left_alone:
+            return (
+                f"pruner leaves {left_alone[0]!r} alone "
+                f"(include is {pruner.include}, exclude {pruner.exclude})"
+            )
+    return f"{path!r} makes none of its own"
 
 
 def _is_allowed(traced: Structure, group: np.ndarray, allowed: Sequence[str]) -> bool:

@@ -131,7 +131,13 @@ class _Runner:
         if name in jaxprs.ELEMENTWISE:
             inputs = [self.fitted(x, a, eqn.outvars[0]) for x, a in read]
         elif name == "concatenate":
-            inputs = [self.beside(x, a, eqn) for x, a in read]
+            wanted = list(self.labels(eqn.outvars[0]))
+            wanted[eqn.params["dimension"]] = None
+            inputs = [self.beside(x, a, wanted) for x, a in read]
+        elif name == "stack":
+            wanted = list(self.labels(eqn.outvars[0]))
+            del wanted[eqn.params["axis"]]
+            inputs = [self.beside(x, a, wanted) for x, a in read]
         if is_relu(eqn):  # whose gradient at zero the inlined maximum does not know
             outputs = [jax.nn.relu(inputs[0])]
         else:
@@ -153,12 +159,11 @@ class _Runner:
                 x = jnp.take(x, np.flatnonzero(self.left(wanted)), axis=axis)
         return x
 
-    def beside(self, x: Any, atom: Any, eqn: core.JaxprEqn) -> Any:
-        """Likewise along the axes that are not concatenated."""
-        along, labels = eqn.params["dimension"], self.labels(eqn.outvars[0])
-        for axis, (own, wanted) in enumerate(zip(self.labels(atom), labels, strict=True)):
-            if axis != along and own is None and wanted is not None:
-                x = jnp.take(x, np.flatnonzero(self.left(wanted)), axis=axis)
+    def beside(self, x: Any, atom: Any, wanted: Sequence[np.ndarray | None]) -> Any:
+        """Likewise where arrays are put side by side."""
+        for axis, (own, labels) in enumerate(zip(self.labels(atom), wanted, strict=True)):
+            if own is None and labels is not None:
+                x = jnp.take(x, np.flatnonzero(self.left(labels)), axis=axis)
         return x
 
 

@@ -62,7 +62,7 @@ def blocks(traced: Structure) -> list[Block]:
             if any(variable.aval.ndim >= 2 for variable in own):
                 variables = tuple(paths[variable] for variable in own)
                 name = _common([path.partition("/")[2] for path in variables])
-                last = _last_weight(program, between, traced.variables)
+                last = _last_weight(program, between, traced, own)
                 found.append(Block(name, shortcut, branch, eqn.outvars[0], variables, last))
     for block, next_one in itertools.combinations(found, 2):
         if block.name == next_one.name:
@@ -111,12 +111,21 @@ def _between(start, end, maker, images) -> list[core.JaxprEqn]:
     return eqns if start in seen else []
 
 
-def _last_weight(program, between, variables) -> str:
+def _last_weight(program, between, traced, own) -> str:
     """Of the layers in a branch the one that is applied last."""
-    names_of = jaxprs.origins(program, {variable: path for path, variable in variables.items()})
-    products = [eqn for eqn in program.eqns if eqn in between and eqn.primitive.name in PRODUCTS]
-    paths = [names_of[a] for e in products for a in e.invars if a in names_of]
-    return paths[-1].removeprefix("params/")
+    inputs = {variable: path for path, variable in traced.variables.items()}
+    sources = {variable: frozenset([path]) for variable, path in inputs.items()}
+    made_of = jaxprs.made_of(program, sources | {traced.images: frozenset([""])})
+    weights = [inputs[variable] for variable in own if variable.aval.ndim >= 2]
+    found = weights[-1]  # where no product tells
+    for eqn in program.eqns:
+        if eqn not in between or eqn.primitive.name not in PRODUCTS:
+            continue
+        for atom in filter(jaxprs.is_variable, eqn.invars):
+            read = made_of.get(atom, frozenset())
+            if "" not in read:
+                found = next((path for path in weights if path in read), found)
+    return found.removeprefix("params/")
 
 
 def _common(paths: Sequence[str]) -> str:

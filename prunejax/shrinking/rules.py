@@ -165,8 +165,7 @@ def _concatenate(tracer, eqn, inputs):
     along, out = eqn.params["dimension"], []
     for axis, parts in enumerate(zip(*inputs, strict=True)):
         if axis != along:
-            out.append(_joined(tracer, parts))
-            _fix_beside_images(tracer, list(zip(eqn.invars, parts, strict=True)), out[-1])
+            out.append(_side_by_side(tracer, eqn, parts))
         elif all(labels is None for labels in parts):
             out.append(None)
         else:
@@ -180,6 +179,18 @@ def _concatenate(tracer, eqn, inputs):
                     tracer.fix(labels, "they stand beside channels that can become fewer")
             out.append(np.concatenate(parts))
     return [tuple(out)]
+
+
+def _stack(tracer, eqn, inputs):
+    out = [_side_by_side(tracer, eqn, parts) for parts in zip(*inputs, strict=True)]
+    out.insert(eqn.params["axis"], None)
+    return [tuple(out)]
+
+
+def _side_by_side(tracer, eqn, parts):
+    whole = _joined(tracer, parts)
+    _fix_beside_images(tracer, list(zip(eqn.invars, parts, strict=True)), whole)
+    return whole
 
 
 def _slice(tracer, eqn, inputs):
@@ -269,6 +280,7 @@ RULES: dict[str, Rule] = {
     "squeeze": _squeeze,
     "reshape": _reshape,
     "concatenate": _concatenate,
+    "stack": _stack,
     "slice": _slice,
     "gather": _gather,
     "split": _split,

@@ -133,6 +133,26 @@ def groups(traced: Structure) -> list[np.ndarray]:
     return [channels[component[channels] == c] for c in dict.fromkeys(component[channels])]
 
 
+def kept_whole(traced: Structure) -> dict[str, str]:
+    """Weights of which no channel can be removed: their paths among the parameters, and why.
+
+    The channels of a weight are those that it makes; of one that makes none, all positions of its
+    axes. The weights of the last layer are always among them: theirs are the network's outputs.
+    """
+    removable, fixed, whole = traced.removable(), traced.channels.fixed, {}
+    shapes = {path: np.empty(v.aval.shape, bool) for path, v in traced.variables.items()}
+    for path in trees.weights(shapes):
+        if not path.startswith("params/"):
+            continue
+        channels = np.concatenate(traced.along(path))
+        made = traced.channels.made[np.concatenate(traced.channels.labels[traced.variables[path]])]
+        own = channels[made] if made.any() else channels
+        reason = next((fixed[c] for c in own.tolist() if c in fixed), None)
+        if reason is not None and not removable[own].any():  # else nothing reads it
+            whole[path.removeprefix("params/")] = reason
+    return whole
+
+
 def _gone(traced: Structure, alive: np.ndarray) -> np.ndarray:
     """`[channels]`: which are removed, given which positions `[labels]` are left."""
 
@@ -266,5 +286,5 @@ def remove_blocks(
     traced = structure.of(classifier.apply_fn, classifier.variables, image_shape)
     gone = {path for block in residual.chosen(traced, names) for path in block.variables}
     network = shrunk.whole(classifier.apply_fn, classifier.variables)
-    network = dataclasses.replace(network, blocks=(*network.blocks, *names))
+    network = dataclasses.replace(network, blocks=(*network.blocks, *dict.fromkeys(names)))
     return Classifier(trees.drop(classifier.variables, gone), network)

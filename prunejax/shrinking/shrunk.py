@@ -12,7 +12,7 @@ from prunejax import trees
 from prunejax.shrinking import executor, residual, structure
 
 # A tree's structure, and for each of its leaves path, shape and dtype.
-Signature = tuple[Any, tuple[tuple[str, tuple[int, ...], str], ...]]
+Signature = tuple[Any, tuple[tuple[str, tuple[int, ...], Any], ...]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +103,7 @@ def whole(network: Callable[..., Any], variables: Any) -> Shrunk:
     if isinstance(network, Shrunk):
         return network
     leaves = tuple(
-        (path, tuple(leaf.shape), str(leaf.dtype))
+        (path, tuple(leaf.shape), leaf.dtype)
         for path, leaf in trees.flatten(structure.shapes_of(variables)).items()
     )
     return Shrunk(network, (jax.tree.structure(variables), leaves))

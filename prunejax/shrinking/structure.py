@@ -77,8 +77,10 @@ def of(
       structure = shrinking.structure.of(classifier.apply_fn, classifier.variables, (32, 32, 3))
 
     Raises:
-      ValueError: the network does not take such images.
+      ValueError: variables without "params", images that the network does not take, or a network
+        that cannot be traced.
     """
+    require_params(variables)
     images = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
     try:
         return trace(apply_fn, variables, images)
@@ -87,14 +89,38 @@ def of(
         raise
 
 
+def require_params(variables: Variables) -> None:
+    """Raises a ValueError for variables among which the parameters cannot be told."""
+    if not isinstance(variables, Mapping) or "params" not in variables:
+        raise ValueError(
+            "variables have no entry 'params'; pass {'params': parameters}, with other collections "
+            "beside it, and an apply_fn that takes them so."
+        )
+
+
 def _require_images(apply_fn, variables, images, error) -> None:
     """Raises a ValueError where the network itself is what failed, not the search for channels."""
     try:
         jax.eval_shape(apply_fn, shapes_of(variables), images)
+    except _UNTRACEABLE:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            "apply_fn cannot be traced: what it does must depend on shapes alone, in jax.numpy "
+            f"instead of NumPy and with jax.lax.cond instead of if. JAX says: {reason}"
+        ) from error
     except Exception:
         raise ValueError(
             f"image_shape is {images.shape[1:]}, and the network does not take such images: {error}"
         ) from error
+
+
+# Values were asked for where there are only shapes.
+_UNTRACEABLE = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.NonConcreteBooleanIndexError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
 
 
 def shapes_of(variables: Variables) -> Shapes:

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -154,6 +155,124 @@ def test_a_weight_that_is_used_twice_costs_twice():
 
     (layer,) = efficiency.count(classifier_of(Twice(), (4,)), (4,))
     assert layer.flops == 2 * 2 * 16
+
+
+class Odd(nn.Module):
+    """A function of images as a network."""
+
+    layers: Callable[[jax.Array], jax.Array]
+
+    @nn.compact
+    def __call__(self, x):
+        return self.layers(x)
+
+
+def layers_of(function, shape):
+    classifier = classifier_of(Odd(function), shape)
+    return classifier, {layer.path: layer for layer in efficiency.count(classifier, shape)}
+
+
+@pytest.mark.parametrize(("size", "stride"), [(2, 2), (3, 3), (3, 1)])
+def test_a_transposed_convolution_does_not_multiply_the_zeros_between(size, stride):
+    """Without overlap none reaches over the edge, and the compiler counts the same."""
+
+    def transposed(x):
+        sides, strides = (size, size), (stride, stride)
+        padding = "VALID" if stride > 1 else [(0, 0), (0, 0)]
+        return nn.ConvTranspose(4, sides, strides, padding=padding, use_bias=False)(x)
+
+    classifier, layers = layers_of(transposed, (5, 5, 3))
+    positions = 5 * 5 if stride > 1 else 3 * 3
+    assert layers["ConvTranspose_0/kernel"].flops == 2 * positions * size**2 * 3 * 4
+    run = jax.jit(classifier.apply_fn.module.apply)
+    analysis = run.lower(classifier.variables, jnp.ones((1, 5, 5, 3))).cost_analysis()
+    assert analysis["flops"] == layers["ConvTranspose_0/kernel"].flops
+
+
+def test_layers_of_a_scan_cost_as_often_as_it_runs():
+    class Cell(nn.Module):
+        @nn.compact
+        def __call__(self, carry, _):
+            tied = self.param("tied", nn.initializers.normal(), (8, 8))
+            x = nn.relu(nn.Dense(12)(carry)) @ jnp.ones((12, 8))
+            return nn.Dense(8)(nn.relu(x @ tied)), 0
+
+    def own(x):  # each round has weights of its own
+        scan = nn.scan(Cell, variable_axes={"params": 0}, split_rngs={"params": True}, length=3)
+        return scan()(x, None)[0]
+
+    def shared(x):
+        scan = nn.scan(Cell, variable_broadcast="params", split_rngs={"params": False}, length=3)
+        return scan()(x, None)[0]
+
+    for function in (own, shared):
+        _, layers = layers_of(function, (8,))
+        flops = {path.partition("/")[2]: layer.flops for path, layer in layers.items()}
+        wanted = {"Dense_0/kernel": 8 * 12, "Dense_1/kernel": 8 * 8, "tied": 8 * 8}
+        assert flops == {path: 2 * 3 * number for path, number in wanted.items()}
+
+
+def test_weights_that_a_loop_carries_are_weights_still():
+    def network(variables, x):
+        def step(_, state):
+            h, w = state
+            return jnp.tanh(h @ w), w
+
+        return jax.lax.fori_loop(0, 5, step, (x, variables["params"]["w"]))[0]
+
+    classifier = Classifier({"params": {"w": np.eye(4, dtype=np.float32)}}, network)
+    (layer,) = efficiency.count(classifier, (4,))
+    assert (layer.flops, layer.effective_flops) == (5 * 2 * 16, 5 * 2 * 4)
+
+
+def test_what_is_made_of_a_weight_costs_what_the_weight_does():
+    def normed(x):
+        x = nn.WeightNorm(nn.Conv(4, (3, 3)))(x)
+        return nn.Dense(2)(x.mean((1, 2)))
+
+    classifier, layers = layers_of(normed, (6, 6, 3))
+    assert layers["Conv_0/kernel"].flops == 2 * 36 * 27 * 4
+    kernel = np.array(classifier.params["Conv_0"]["kernel"])
+    kernel[..., :2, :] = 0  # a quotient of zero is zero
+    params = {**classifier.params, "Conv_0": {**classifier.params["Conv_0"], "kernel": kernel}}
+    pruned = efficiency.count(classifier.with_params(params), (6, 6, 3))
+    found = {layer.path: layer.effective_flops for layer in pruned}
+    assert found["Conv_0/kernel"] == 2 * 36 * 9 * 4
+
+    def network(variables, x):
+        p = variables["params"]
+        x = jax.image.resize(x, (len(x), 6), "linear")
+        both = jnp.concatenate([p["a"], p["b"]], axis=1)
+        centred = p["centred"] - p["centred"].mean(axis=0)
+        return (x @ both) @ (centred / (centred.std(axis=0) + 1e-5))
+
+    shapes = {"a": (6, 2), "b": (6, 4), "centred": (6, 3)}
+    params = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    found = {x.path: x for x in efficiency.count(Classifier({"params": params}, network), (3,))}
+    assert {path: layer.flops for path, layer in found.items()} == {
+        "a": 2 * 12, "b": 2 * 24, "centred": 2 * 18
+    }  # fmt: skip
+    # Of a difference, the zeros are no zeros.
+    effective = {path: layer.effective_flops for path, layer in found.items()}
+    assert effective == {"a": 0, "b": 0, "centred": 2 * 18}
+
+
+def test_work_of_unknown_length_is_named():
+    def network(variables, x):
+        def step(state):
+            return state @ variables["params"]["w"]
+
+        return jax.lax.while_loop(lambda state: state.sum() < 9, step, x)
+
+    def harmless(variables, x):
+        x = x @ variables["params"]["w"]
+        return jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: x + x.T @ x, x)
+
+    variables = {"params": {"w": np.ones((1, 1), np.float32)}}
+    with pytest.raises(ValueError, match=r"multiplies with \['params/w'\] inside of 'while'"):
+        efficiency.count(Classifier(variables, network), (1,))
+    (layer,) = efficiency.count(Classifier(variables, harmless), (1,))
+    assert layer.flops == 2
 
 
 def test_bad_arguments_are_refused():

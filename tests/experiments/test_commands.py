@@ -9,13 +9,14 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 from absl import app, flags
 from ml_collections import config_flags
 
-from experiments import environment, evaluate, run_directory, train
+from experiments import environment, evaluate, run_directory, shrink, train
 from experiments.configs import digits_blind, digits_one_shot
-from experiments.configs.base import base
+from experiments.configs.base import base, shrinking
 from prunejax import methods
 from prunejax.evaluation import records
 
@@ -111,6 +112,49 @@ def test_options_of_a_method_that_are_not_set_can_be_set_by_a_flag(
     assert not config.method[key]
     values(sys.argv)
     assert config.method[key] == value
+
+
+TABLE = (("Dense_0/*", 0.1), ("*", 0.5))
+
+
+@pytest.mark.parametrize("method", ["one_shot", "blind"])
+def test_tables_of_a_config_and_of_a_flag_keep_their_order(monkeypatch, tmp_path, method):
+    given = base("digits", "lenet5", method, allocation=TABLE)
+    assigned, by_flag, by_name = (base("digits", "lenet5", method) for _ in range(3))
+    assigned.method.allocation = TABLE
+    for config, flag in ((by_flag, repr(TABLE)), (by_name, "erk")):
+        monkeypatch.setattr(sys, "argv", ["train", f"--config.method.allocation={flag}"])
+        values = flags.FlagValues()
+        config_flags.DEFINE_config_dict("config", config, flag_values=values)
+        values(sys.argv)
+    run_directory.open_run(tmp_path, given)
+    stored = run_directory.read_config(tmp_path)
+    for config in (given, assigned, by_flag, stored):
+        assert methods.create(**config.method).allocation == TABLE
+        run_directory.check_run(tmp_path, config)
+    assert methods.create(**by_name.method).allocation == "erk"
+    # What the first pattern says counts, though the second one matches too.
+    params = {f"Dense_{number}": {"kernel": np.ones((10, 10))} for number in range(2)}
+    removal = methods.create(**by_flag.method).pruner().removal(params, 0.7)
+    assert removal == {("Dense_0/kernel",): 90, ("Dense_1/kernel",): 50}
+
+
+def test_tables_of_channels_are_taken_too():
+    assert shrinking(allocation=TABLE).allocation == TABLE
+
+
+@pytest.mark.parametrize(
+    ("run", "key"),
+    [(train.train, "method"), (shrink.shrink, "method"), (shrink.shrink, "shrinking")],
+)
+def test_dicts_which_lose_their_order_are_refused(tmp_path, run, key):
+    config = digits_one_shot.get_config()
+    config.shrinking = shrinking()
+    config[key].allocation = dict(TABLE)
+    sentence = rf"^{key}\.allocation is a dict, .*write pairs, .* such as \(\('.*', 0\..*\)\)\.$"
+    with pytest.raises(ValueError, match=sentence):
+        run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
@@ -211,11 +255,11 @@ def test_bad_values_are_refused_where_a_run_is_evaluated_too(tmp_path):
         evaluate.evaluate_run(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["one_shot", "iterative"])
+@pytest.mark.parametrize("name", ["one_shot", "iterative", "hydra"])
 def test_what_begins_by_pruning_needs_a_trained_network(tmp_path, name):
     config = digits_one_shot.get_config()
-    if name == "iterative":
-        config.method = base("digits", "strided_cnn", "iterative").method
+    if name != "one_shot":
+        config.method = base("digits", "strided_cnn", name).method
     with pytest.raises(ValueError, match=f"init_from is empty, and method '{name}' begins by prun"):
         train.train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -227,7 +271,7 @@ def test_no_other_method_needs_one():
         for name, method in methods.METHODS.items()
         if method().phases(steps_per_epoch=4)[0].needs_trained
     }
-    assert needing == {"one_shot", "iterative"}
+    assert needing == {"one_shot", "iterative", "hydra"}
 
 
 def test_no_process_is_left_without_devices(monkeypatch):

@@ -14,19 +14,25 @@ from tests.experiments import untrained
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Folders of two networks of 64 inputs, 5 units and 10 classes: whole, and pruned."""
+    """Folders of networks of 64 inputs, 1000 units and 10 classes: whole, pruned, and smaller."""
     config = digits_dense.get_config()
     config.model.name = "mlp"
-    config.model.options.widths = (5,)
+    config.model.options.widths = (1000,)
 
     def pruned(params):
-        left = jnp.arange(64)[:, None] % 4 == jnp.zeros((1, 5), int)  # 80 of 320 weights
+        left = jnp.arange(64)[:, None] % 4 == jnp.zeros((1, 1000), int)  # 16,000 of 64,000 weights
+        return of_kernel(params, left)
+
+    def of_kernel(params, left):
         whole = masks.dense(params)
         return whole | {"Dense_0": whole["Dense_0"] | {"kernel": left}}
 
-    folders = {name: tmp_path_factory.mktemp(name) for name in ("whole", "pruned")}
+    folders = {name: tmp_path_factory.mktemp(name) for name in ("whole", "pruned", "small")}
     untrained.write(folders["whole"], config)
     untrained.write(folders["pruned"], config, pruned)
+    untrained.write_shrunk(
+        folders["small"], config, lambda params: of_kernel(params, jnp.arange(1000)[None] < 300)
+    )
     return folders
 
 
@@ -34,20 +40,22 @@ def test_table_and_numbers_are_those_of_the_networks(runs, tmp_path):
     calls = []
     table = costs.write_costs(runs, tmp_path, batch_size=2, report=lambda *call: calls.append(call))
     rows = list(zip(*(column.cells for column in table.columns), strict=True))
-    # 64 x 5 and 5 x 10 weights, of which none of 240 + 0 are left out; biases begin at zero.
-    assert rows[0][:7] == ("whole", "1.0000", "1.0000", "385", "370", "0.00", "0.00")
-    assert rows[1][:7] == ("pruned", "0.2500", f"{130 / 370:.4f}", "385", "130", "0.00", "0.00")
+    # 64 x 1000 and 1000 x 10 weights, and with 300 units; biases begin at zero.
+    assert rows[0][:7] == ("whole", "1.0000", "1.0000", "75,010", "74,000", "0.15", "0.15")
+    assert rows[1][:7] == ("pruned", "0.2500", "0.3514", "75,010", "26,000", "0.15", "0.05")
+    assert rows[2][:7] == ("small", "1.0000", "1.0000", "22,510", "22,200", "0.04", "0.04")
     assert "a batch of 2" in table.caption
 
     found = json.loads((tmp_path / "costs.json").read_text())
-    assert found["pruned"]["flops"] == found["whole"]["flops"] == 2 * 370
-    assert found["pruned"]["effective_flops"] == 2 * 130
+    assert found["pruned"]["flops"] == found["whole"]["flops"] == 2 * 74_000
+    assert found["pruned"]["effective_flops"] == 2 * 26_000
+    assert found["small"]["flops"] == found["small"]["effective_flops"] == 2 * 22_200
     assert found["pruned"]["layers"][0] == {
         "path": "Dense_0/kernel",
-        "weights": 320,
-        "nonzero": 80,
-        "flops": 640,
-        "effective_flops": 160,
+        "weights": 64_000,
+        "nonzero": 16_000,
+        "flops": 128_000,
+        "effective_flops": 32_000,
     }
     assert {path.name for path in tmp_path.iterdir()} == {
         "costs.json",

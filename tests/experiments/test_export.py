@@ -42,6 +42,33 @@ def test_program_and_weights_are_the_pruned_networks(tmp_path):
     assert program.in_avals[0].shape == (2, 8, 8, 1)
 
 
+def test_a_smaller_network_is_written_as_small_as_it_is(tmp_path):
+    config = digits_dense.get_config()
+    config.model.name = "mlp"
+    config.model.options.widths = (5,)
+
+    def of_columns(params):
+        whole = masks.dense(params)
+        left = jnp.array([[True, False, True, False, True]])
+        return whole | {"Dense_0": whole["Dense_0"] | {"kernel": left}}
+
+    variables = untrained.write_shrunk(tmp_path / "small", config, of_columns)
+    files = export.export(tmp_path / "small", tmp_path / "network", batch=2)
+    weights = load_file(files.weights)
+    assert {path: leaf.shape for path, leaf in weights.items()} == {
+        "params/Dense_0/kernel": (64, 3),
+        "params/Dense_0/bias": (3,),
+        "params/Dense_1/kernel": (3, 10),
+        "params/Dense_1/bias": (10,),
+    }
+    first, last = (variables["params"][name]["kernel"] for name in ("Dense_0", "Dense_1"))
+    np.testing.assert_array_equal(weights["params/Dense_0/kernel"], first)
+    program = jax.export.deserialize(bytearray(files.program.read_bytes()))
+    images = np.random.default_rng(0).random((2, 8, 8, 1), np.float32)
+    logits = np.maximum(images.reshape(2, 64) @ first, 0) @ last  # biases begin at zero
+    np.testing.assert_allclose(program.call(images), logits, rtol=1e-4, atol=1e-5)
+
+
 def test_a_folder_without_a_run_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no run"):
         export.export(tmp_path, tmp_path / "network")

@@ -3,12 +3,15 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from experiments import from_config, run_directory, sensitivity, train
-from experiments.configs import digits_dense, digits_one_shot
-from prunejax import data, masks, training, trees
+from experiments.configs import digits_dense, digits_hydra, digits_one_shot
+from prunejax import data, evaluation, masks, training, trees
+from prunejax.classifier import Classifier
 from prunejax.training import checkpoints
 
 
@@ -56,6 +59,57 @@ def test_each_layer_is_measured_alone_and_what_is_kept_adds_up(tmp_path, monkeyp
     for path, size in sizes.items():
         nonzero = np.count_nonzero(trees.flatten(classifier.params)[path])
         assert nonzero == size - round((1 - written["densities"][path]) * size)
+
+
+def snip(params, digits):
+    """|w g| of the mean cross-entropy on the first 32 training images, by hand."""
+    images = jnp.asarray(digits.images[:32].reshape(32, 64), jnp.float32) / 255
+
+    def loss(params):
+        x = images
+        for number in range(3):
+            layer = params[f"Dense_{number}"]
+            x = (jax.nn.relu(x) if number else x) @ layer["kernel"] + layer["bias"]
+        return optax.softmax_cross_entropy_with_integer_labels(x, digits.labels[:32]).mean()
+
+    return jax.tree.map(lambda w, g: np.abs(w * g), params, jax.grad(loss)(params))
+
+
+@pytest.mark.parametrize(
+    ("base", "options", "score"),
+    [
+        (digits_one_shot, {"criterion": "snip", "adversarial": False, "examples": 32}, snip),
+        (digits_hydra, {}, lambda params, digits: jax.tree.map(np.abs, params)),
+    ],
+    ids=["snip", "hydra"],
+)
+def test_layers_lose_what_the_method_s_criterion_ranks_lowest(
+    tmp_path, monkeypatch, base, options, score
+):
+    config = config_of(base)
+    config.init_from = "a run"
+    config.method.update(allocation="sensitivity", sparsity=0.6, **options)
+    config.sensitivity.densities = (0.25,)
+    digits = data.load("digits", "train")
+    network = from_config.build_network(config, digits)
+    classifier = Classifier(network.init(jax.random.key(0), digits.image_shape), network)
+    measured = []
+
+    def accuracy_under(*args, **kwargs):
+        return lambda params: measured.append(trees.flatten(params)) or len(measured)
+
+    monkeypatch.setattr(evaluation, "accuracy_under", accuracy_under)
+    sensitivity.densities(config, tmp_path, classifier, digits, digits)
+
+    scores = trees.flatten(score(classifier.params, digits))
+    dense, *pruned = measured
+    paths = [f"Dense_{number}/kernel" for number in range(3)]
+    for path, found in zip(paths, pruned, strict=True):
+        left = found[path] != 0
+        assert left.sum() == found[path].size / 4
+        assert scores[path][left].min() >= (1 - 1e-4) * scores[path][~left].max() > 0
+        for other in dense.keys() - {path}:
+            np.testing.assert_array_equal(found[other], dense[other])
 
 
 def test_a_network_that_is_not_trained_has_nothing_to_measure(tmp_path):

@@ -5,13 +5,14 @@ import itertools
 import json
 import shutil
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments import evaluate, from_config, run_directory, shrink, train
 from experiments.configs import digits_dense
-from experiments.configs.base import protocol, shrinking
-from prunejax import data, training, trees
+from experiments.configs.base import base, protocol, shrinking
+from prunejax import data, masks, training, trees
 from prunejax.training import checkpoints
 from tests.experiments import untrained
 
@@ -118,14 +119,132 @@ def test_the_smaller_network_is_evaluated_like_any_run(runs):
     assert summary["real_density"] == 1.0
 
 
+def two_thirds(params):
+    """A mask without every third weight."""
+    return trees.map_with_path(
+        lambda _, w: jnp.arange(w.size).reshape(w.shape) % 3 > 0 if w.ndim > 1 else jnp.array(True),
+        params,
+    )
+
+
+def columns_left(kernel, number):
+    """Those with the largest sums of |w|, in order."""
+    return np.sort(np.argsort(np.abs(kernel).sum(axis=0))[-number:])
+
+
+@pytest.mark.parametrize("method", ["dense", "one_shot"])
+def test_fine_tuning_revives_nothing_that_was_pruned_before(tmp_path, monkeypatch, method):
+    config = config_of(init_from=str(tmp_path / "pruned"), batch_size=400)
+    config.model.options.widths = (8,)
+    start = untrained.write(tmp_path / "pruned", config, two_thirds)["params"]
+    if method == "one_shot":  # it prunes more
+        config.method = base("digits", "mlp", method, epochs=1, adversarial=False).method
+        config.method.sparsity = 0.5
+    config.shrinking = shrinking(share=0.3, at_most=0.8, batch_size=4)
+    trained, train_it = [], training.train
+
+    def kept_in_sight(*args, **kwargs):
+        trained.append(train_it(*args, **kwargs))
+        return trained[-1]
+
+    monkeypatch.setattr(training, "train", kept_in_sight)
+    shrink.shrink(config, tmp_path / "small")
+
+    (after,) = trained  # what is written has zeros outside its mask in any case
+    digits = data.load("digits", "test")
+    classifier, mask = from_config.load_trained(config, tmp_path / "small", digits)
+    for path, leaf in trees.flatten(classifier.variables).items():
+        np.testing.assert_array_equal(leaf, trees.flatten(after.variables)[path])
+    first, last = (start[name]["kernel"] for name in ("Dense_0", "Dense_1"))
+    units = columns_left(first, 6)  # of 8 units round(0.3 * 8) go
+    pruned = two_thirds(start)
+    allowed = pruned["Dense_0"]["kernel"][:, units], pruned["Dense_1"]["kernel"][units]
+    found = [(classifier.params[n]["kernel"], mask[n]["kernel"]) for n in ("Dense_0", "Dense_1")]
+    for (kernel, keep), before, may in zip(
+        found, (first[:, units], last[units]), allowed, strict=True
+    ):
+        np.testing.assert_array_equal(kernel != 0, keep)
+        assert not (keep & ~may).any()
+        assert (kernel != before)[np.asarray(keep)].mean() > 0.5  # it was trained
+    kept = sum(int(keep.sum()) for _, keep in found)
+    if method == "dense":
+        assert kept == sum(int(may.sum()) for may in allowed)
+    else:
+        assert kept == 74 * 6 - round(0.5 * 74 * 6)
+
+
+def test_a_run_that_goes_on_keeps_its_mask(tmp_path, untrained_run):
+    config = config_of()
+    config.model.options.widths = (8,)
+    start = untrained_run(config, two_thirds)["params"]
+    config.shrinking = shrinking(share=0.3, at_most=0.8, batch_size=4)
+    shrink.shrink(config, tmp_path / "small")  # ends after a round
+    config.shrinking.at_most = 0.5
+    (tmp_path / "small" / "config.json").unlink()
+    shrink.shrink(config, tmp_path / "small")
+
+    digits = data.load("digits", "test")
+    _, mask = from_config.load_trained(config, tmp_path / "small", digits)
+    units = columns_left(start["Dense_0"]["kernel"], 4)
+    pruned = two_thirds(start)
+    np.testing.assert_array_equal(mask["Dense_0"]["kernel"], pruned["Dense_0"]["kernel"][:, units])
+    np.testing.assert_array_equal(mask["Dense_1"]["kernel"], pruned["Dense_1"]["kernel"][units])
+
+
+def test_the_channels_that_a_run_s_own_mask_removes_are_gone_after_a_round(
+    runs, tmp_path, monkeypatch
+):
+    config, digits = config_of(init_from=str(tmp_path / "pruned")), data.load("digits", "test")
+    dense = from_config.load_trained(config, runs[0] / "dense", digits)[0].variables
+    layers = [dense["params"][f"Dense_{n}"] for n in range(3)]
+    # Trained biases are not zero: those of the removed units go too, the largest ones.
+    gone = np.argsort(layers[0]["bias"])[-4:]
+    assert (layers[0]["bias"][gone] > 0).any()
+    units = np.delete(np.arange(16), gone), np.delete(np.arange(8), [0, 6])
+    kept = [np.isin(np.arange(n), left)[None] for n, left in zip((16, 8), units, strict=True)]
+    singly = kept[1] & (np.arange(16 * 8).reshape(16, 8) % 5 > 0)
+    mask = masks.dense(dense["params"])
+    mask["Dense_0"]["kernel"], mask["Dense_1"]["kernel"] = map(jnp.asarray, (kept[0], singly))
+    run_directory.open_run(tmp_path / "pruned", config_of())
+    checkpoints.save_network(tmp_path / "pruned" / "network", dense, mask)
+    monkeypatch.setattr(training, "train", lambda network, start, *args, **kwargs: start)
+    config.shrinking = shrinking(remove="masked", at_most=1.0, batch_size=4)
+
+    rows = shrink.shrink(config, tmp_path / "small")
+
+    assert [row["parameters"] for row in rows] == [
+        65 * a + (a + 1) * b + (b + 1) * 10 for a, b in [(16, 8), (12, 6)]
+    ]
+    small, left = from_config.load_trained(config, tmp_path / "small", digits)
+    assert left["Dense_0"]["kernel"].all()
+    np.testing.assert_array_equal(left["Dense_1"]["kernel"], singly[np.ix_(*units)])
+    images = np.asarray(digits.images[:5], np.float32) / 255
+    x = images.reshape(5, 64) @ layers[0]["kernel"][:, units[0]] + layers[0]["bias"][units[0]]
+    second = (layers[1]["kernel"] * singly)[np.ix_(*units)]
+    x = np.maximum(x, 0) @ second + layers[1]["bias"][units[1]]
+    logits = np.maximum(x, 0) @ layers[2]["kernel"][units[1]] + layers[2]["bias"]
+    np.testing.assert_allclose(small(images), logits, rtol=1e-4, atol=1e-4)
+    # Done is done.
+    assert shrink.shrink(config, tmp_path / "small") == rows
+
+
+def test_a_mask_without_a_whole_channel_is_named(tmp_path):
+    config = config_of(init_from=str(tmp_path / "pruned"))
+    untrained.write(tmp_path / "pruned", config, two_thirds)
+    config.shrinking = shrinking(remove="masked")
+    with pytest.raises(ValueError, match=r"'masked', but the mask of init_from = .* removes no ch"):
+        shrink.shrink(config, tmp_path / "small")
+    assert not (tmp_path / "small").exists()
+
+
 @pytest.fixture
 def untrained_run(tmp_path, monkeypatch):
     """Writes the folder that a run starts from; fine-tuning changes nothing in it."""
     monkeypatch.setattr(training, "train", lambda network, start, *args, **kwargs: start)
 
-    def write(config):
+    def write(config, mask_of=masks.dense):
         config.init_from = str(tmp_path / "dense")
-        return untrained.write(tmp_path / "dense", config)
+        return untrained.write(tmp_path / "dense", config, mask_of)
 
     return write
 
@@ -133,7 +252,7 @@ def untrained_run(tmp_path, monkeypatch):
 def test_blocks_by_name(tmp_path, untrained_run):
     config = config_of()
     config.model.name, config.model.options = "resnet8", {"width": 2}
-    variables = untrained_run(config)
+    variables = untrained_run(config, two_thirds)
     config.shrinking = shrinking(remove="blocks", target="parameters", at_most=0.99, batch_size=2)
 
     before, after = shrink.shrink(config, tmp_path / "small")
@@ -141,9 +260,12 @@ def test_blocks_by_name(tmp_path, untrained_run):
     # The first stage's block: two 3x3 convolutions of 2 channels, scale and shift behind each.
     assert before["parameters"] - after["parameters"] == 2 * (3 * 3 * 2 * 2) + 2 * (2 + 2)
     digits = data.load("digits", "test")
-    classifier, _ = from_config.load_trained(config, tmp_path / "small", digits)
+    classifier, mask = from_config.load_trained(config, tmp_path / "small", digits)
     left = trees.flatten(variables).keys() - trees.flatten(classifier.variables).keys()
     assert {path.split("/")[1] for path in left} == {"BasicBlock_0"}
+    pruned = trees.flatten(two_thirds(variables["params"]))
+    for path, keep in trees.flatten(mask).items():
+        np.testing.assert_array_equal(keep, pruned[path])
 
 
 def test_rounds_go_on_until_a_batch_takes_the_target_s_time(tmp_path, untrained_run, monkeypatch):

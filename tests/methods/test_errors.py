@@ -50,7 +50,15 @@ def test_unknown_names_name_the_nearest(name, options, message):
             (name, {"criterion": "kl", "examples": 0}, "'kl', which needs more than.* examples=0")
             for name in (*GRADUAL, "alternating", "regrowing")
         ),
-        ("blind", {"criterion": "learned"}, "'learned', which needs more than.*scores"),
+        *(
+            (name, {"criterion": "learned"}, "'learned', which needs more than.*scores.*'hydra'")
+            for name in PRUNING
+            if name != "hydra"
+        ),
+        *(
+            (name, {"criterion": "snip", "examples": 0}, "'snip', which needs more.*examples=0")
+            for name in ("one_shot", "iterative", "lottery")
+        ),
         ("dense", {"label_smoothing": 1.0}, r"label_smoothing is 1\.0"),
         ("dense", {"label_smoothing": -0.1}, r"label_smoothing is -0\.1"),
         ("dense", {"learning_rate": 0.0}, r"learning_rate is 0\.0"),

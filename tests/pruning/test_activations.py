@@ -187,12 +187,14 @@ def test_pls_vip_agrees_with_the_singular_vectors_and_its_squares_sum_to_p():
     params = {"first": normal(3, 3, 1, 4), "second": normal(1, 1, 4, 5), "last": normal(5, 3)}
     images, labels = normal(40, 4, 4, 1), RNG.integers(0, 3, 40)
     images[labels == 1, :2] += 1
+    params["second"][..., 0] *= -np.sign(params["second"][..., 0])  # its ReLU lets nothing pass
     apply_fn = dense_after(two_convolutions)
 
     scores = activations.pls_vip(apply_fn, {"params": params}, images, labels, batch_size=16)
 
-    maps = activations.feature_maps(apply_fn, {"params": params}, images)
-    pooled = np.concatenate([maps[path].max((1, 2)) for path in ("first", "second")], axis=1)
+    first = conv(images, params["first"])
+    second = conv(nn.relu(first), params["second"])
+    pooled = np.concatenate([maps.max((1, 2)) for maps in (first, second)], axis=1)
     found = np.concatenate([scores["first"].ravel(), scores["second"].ravel()])
     np.testing.assert_allclose(found, vip_by_hand(pooled, labels), rtol=1e-3)
     np.testing.assert_allclose(np.sum(found**2), 9, rtol=1e-6)
@@ -210,6 +212,22 @@ def test_pls_vip_finds_the_one_channel_that_tells_the_classes_apart():
     # A dead filter tells nothing: its column is constant.
     dead = {**params, "first": params["first"] * np.array([1, 1, 0], np.float32)}
     assert activations.pls_vip(apply_fn, {"params": dead}, images, labels)["first"].ravel()[2] == 0
+
+
+def test_pls_vip_is_zero_for_filters_that_add_nothing_to_a_residual_sum():
+    images, labels = np.random.default_rng(1).uniform(size=(30, 4, 4, 3)), np.arange(30) % 2
+    images[labels == 1] += 1
+    identity = np.eye(3, dtype=np.float32)[None, None]
+    params = {"first": identity, "second": identity * np.array([0, 2, 0], np.float32)}
+
+    def residual(params, images):
+        x = nn.relu(conv(images, params["first"]))
+        return nn.relu(x + conv(x, params["second"]))
+
+    apply_fn, params = dense_after(residual), {**params, "last": np.ones((3, 2), np.float32)}
+    scores = activations.pls_vip(apply_fn, {"params": params}, images, labels)
+    np.testing.assert_array_equal(scores["second"].ravel() > 0, [False, True, False])
+    assert np.all(activations.expected_abs(apply_fn, {"params": params}, images)["second"] > 0)
 
 
 # -- scores of networks without a filter -----------------------------------------------------------

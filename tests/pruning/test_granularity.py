@@ -149,7 +149,6 @@ MIXED = {"conv": jnp.ones((3, 3, 4, 8)), "dense": jnp.ones((8, 6)), "bias": jnp.
         *((name, ("conv",)) for name in ("kernel", "filter", "channel")),
         *((name, ("dense",)) for name in ("row", "column")),
         *((name, ("conv", "dense")) for name in ("weight", "2:4", "block2x2")),
-        ("block4x4", ("conv",)),
     ],
 )
 def test_weights_without_such_units_are_untouched(granularity, touched):
@@ -164,17 +163,24 @@ def test_weights_without_such_units_are_untouched(granularity, touched):
     [
         ("filter", ["conv", "dense"], "granularity is 'filter', but 'dense' has rank 2"),
         ("row", ["conv", "dense"], "granularity is 'row', but 'conv' has rank 4"),
-        (
-            "block4x4",
-            ["dense"],
-            r"'dense' has shape \(8, 6\), whose last two axes are no multiples",
+        *(
+            ("block4x4", include, r"multiples of \(4, 4\).*'dense' has shape \(8, 6\); exclude it")
+            for include in (["dense"], ["*"])  # also where others fit
         ),
+        ("block3x3", ["conv"], r"multiples of \(3, 3\).*'conv' has shape \(3, 3, 4, 8\)"),
+        ("2:4", ["*"], r"multiple of 4 inputs, but 'odd' of shape \(6, 8\) has 6; exclude it"),
         ("filter", ["d*"], "granularity is 'filter', but 'dense' has rank 2"),  # nothing else there
     ],
 )
 def test_weights_that_should_have_such_units_are_named(granularity, include, message):
+    params = {**MIXED, "odd": jnp.ones((6, 8))} if granularity == "2:4" else MIXED
     with pytest.raises(ValueError, match=message):
-        prune(MIXED, 0.5, Pruner(granularity=granularity, include=include))
+        prune(params, 0.5, Pruner(granularity=granularity, include=include))
+
+
+def test_weights_that_blocks_do_not_divide_can_be_excluded():
+    mask = prune(MIXED, 0.5, Pruner(granularity="block4x4", exclude="dense"))
+    assert masks.kept(MIXED, mask) == {"bias": 6, "conv": 144, "dense": 48}
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ def test_scores_begin_as_the_scaled_weights():
         second = prune(PARAMS, 0.7, Pruner(allocation=allocation))
         jax.tree.map(np.testing.assert_array_equal, first, second)
     assert not np.any(learned.initial({"w": jnp.zeros((2, 2))})["w"])
+    assert not np.any(learned.initial({"bias": jnp.ones((2, 2))})["bias"])
 
 
 @pytest.mark.parametrize("granularity", ["weight", "filter", "2:4"])

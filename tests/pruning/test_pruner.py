@@ -255,6 +255,18 @@ def test_a_pattern_that_matches_nothing_is_an_error(patterns):
     assert repr(pattern) in str(caught.value)
 
 
+@pytest.mark.parametrize("granularity", ["weight", "column", "2:4", "block4x4"])
+@pytest.mark.parametrize(
+    "patterns", [{"include": "Dense_0/*", "exclude": ("Dense*",)}, {"include": ()}]
+)
+@pytest.mark.parametrize("allocation", ["uniform", "global", "erk", "igq", {"*": 0.5}])
+def test_patterns_that_leave_nothing_to_prune_are_an_error(granularity, patterns, allocation):
+    if granularity != "2:4" or allocation in ("uniform", "global"):
+        pruner = Pruner(granularity=granularity, allocation=allocation, **patterns)
+        with pytest.raises(ValueError, match=r"include is \(.*\) and exclude \(.*\), which leaves"):
+            prune(PARAMS, 0.5, pruner)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

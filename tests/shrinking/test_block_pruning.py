@@ -256,6 +256,49 @@ def test_the_gradient_of_the_objective_scores_blocks():
     assert scores == pytest.approx(by_hand, rel=1e-5)
 
 
+def test_grasp_of_blocks_looks_at_all_allowed_weights_at_once():
+    classifier = chain(0.5, 0.2, 0.3)
+
+    def loss(params, batch):
+        images, _ = batch
+        return classifier.with_params(params)(images)[:, 1].mean()  # = m (1 + a)(1 + b)(1 + c)
+
+    evidence = evidence_of(PIXELS)._replace(loss=loss)
+    scores = shrinking.block_scores(classifier, SMALL, Pruner("grasp"), evidence)
+    params, batch = classifier.params, evidence.batches[0]
+
+    @jax.jit
+    def by_weight(params):
+        gradient = jax.grad(loss)
+        direction = jax.tree.map(lambda g: g * (g.ndim > 1), gradient(params, batch))  # no biases
+        curved = jax.jvp(lambda p: gradient(p, batch), (params,), (direction,))[1]
+        return jax.tree.map(jnp.multiply, params, curved)
+
+    expected = by_weight(params)
+    by_hand = {name: float(expected[name]["kernel"].sum()) for name in scores}
+    assert scores == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_a_block_is_scored_by_its_last_weight_also_where_that_is_normalised():
+    rng = np.random.default_rng(0)
+    block = {"first": rng.normal(size=(4, 5)), "second": rng.normal(size=(5, 4))}
+    params = {"stem": rng.normal(size=(3, 4)), "block": block, "head": rng.normal(size=(4, 2))}
+
+    def network(variables, x):
+        p = variables["params"]
+        x = x @ p["stem"]
+        normalised = [
+            w / (jnp.linspace(1, 2, 1) + w.std(axis=0))
+            for w in (p["block"]["first"], p["block"]["second"])
+        ]
+        x = x + nn.relu(x @ normalised[0]) @ normalised[1]
+        return x @ p["head"]
+
+    scores = shrinking.block_scores(Classifier({"params": params}, network), (3,))
+    expected = np.abs(block["second"]).mean()
+    assert scores == {"block": pytest.approx(expected, rel=1e-5)}
+
+
 # -- what may be removed, and bad input ------------------------------------------------------------
 
 

@@ -1,6 +1,7 @@
 """Channels are chosen together with what they are coupled to, and in exact numbers."""
 
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from prunejax import masks, models, shrinking, trees
 from prunejax.classifier import Classifier, Network
 from prunejax.pruning import Pruner
-from prunejax.pruning.evidence import Criterion
+from prunejax.pruning.evidence import Criterion, Evidence
 
 SHAPE = (8, 8, 3)
 
@@ -261,3 +262,54 @@ def test_a_round_that_removes_nothing_is_an_error(resnet):
     )
     with pytest.raises(ValueError, match="remove takes nothing away in round 1"):
         next(rounds)
+
+
+def small_network(p, x):
+    """A convolution and a dense layer whose channels can go, and the last one."""
+    h = jax.lax.conv_general_dilated(
+        x, p["conv"], (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    return jnp.tanh(jnp.tanh(h).reshape(len(x), -1) @ p["dense"]) @ p["last"]
+
+
+@pytest.mark.parametrize("exclude", [(), pytest.param(("last",), marks=pytest.mark.exhaustive)])
+def test_grasp_looks_at_all_allowed_weights_at_once(exclude):
+    """H g by the whole Hessian matrix, of the weights that may be pruned."""
+    shapes = {"conv": (2, 2, 1, 3), "dense": (12, 4), "last": (4, 2)}
+    rng = np.random.default_rng(0)
+    params = {name: jnp.asarray(rng.normal(size=shape)) for name, shape in shapes.items()}
+    batch = jnp.asarray(rng.normal(size=(3, 3, 3, 1))), None
+    variables = {"params": params}
+
+    def loss(params, batch):
+        return jnp.square(small_network(params, batch[0]) - 1).mean()
+
+    own = {name: leaf for name, leaf in params.items() if name not in exclude}
+    flat, unravel = jax.flatten_util.ravel_pytree(own)
+    of_flat = lambda flat: loss({**params, **unravel(flat)}, batch)  # noqa: E731
+    curved = jax.jit(lambda flat: jax.hessian(of_flat)(flat) @ jax.grad(of_flat)(flat))(flat)
+    of_weights = unravel(flat * curved)
+
+    traced = shrinking.of(lambda v, x: small_network(v["params"], x), variables, (3, 3, 1))
+    evidence = Evidence(loss=loss, batches=(batch,))
+    scores = shrinking.channel_scores(traced, params, Pruner("grasp", exclude=exclude), evidence)
+    for name in ("conv", "dense"):
+        expected = of_weights[name].sum(tuple(range(len(shapes[name]) - 1)))
+        found = scores[traced.along(f"params/{name}")[-1]]
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+
+
+def test_criteria_of_maps_need_no_exclusion_of_the_last_layer():
+    """Its units are the classes, which they cannot score, and which no mask removes."""
+    network = Network(models.create("mlp", num_classes=5, widths=(6, 4)))
+    variables = network.init(jax.random.key(0), (9,))
+    traced = shrinking.of(network, variables, (9,))
+    images = jax.random.uniform(jax.random.key(1), (7, 9))
+    evidence = Evidence(
+        network=network, variables=variables, batches=((images, jnp.zeros(7, int)),)
+    )
+    scores = shrinking.channel_scores(traced, variables["params"], Pruner("expected_abs"), evidence)
+    layer = variables["params"]["Dense_0"]
+    expected = jnp.maximum(images @ layer["kernel"] + layer["bias"], 0).mean(axis=0)
+    found = scores[traced.along("params/Dense_0/kernel")[1]]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)

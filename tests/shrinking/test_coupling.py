@@ -66,6 +66,8 @@ ONE_MEETS_ALL = {
     "constant of each row": (lambda p, x, h: h * GROWING, 6),
     "pixel of the image as a factor": (lambda p, x, h: h * x[..., :1], 6),
     "pooling that counts": (lambda p, x, h: average_of_what_is_there(h), 6),
+    "stack of two": (lambda p, x, h: jnp.stack([h, jnp.tanh(h)], axis=1).max(1), 6),
+    "stack with a constant": (lambda p, x, h: jnp.stack([h, jnp.ones_like(h)], axis=-1).sum(-1), 6),
     "reduction by any function": (lambda p, x, h: log_sum_exp(h)[:, None], 6),
     "pooling by any function": (lambda p, x, h: log_sum_exp_pool(h), 6),
 }
@@ -98,8 +100,9 @@ def test_what_meets_all_channels_at_once_is_understood():
         lambda p, x, h: jnp.maximum(h, jnp.sort(x @ p["sorted"])),
         lambda p, x, h: jnp.where(h > 0, jnp.pad(x, ((0, 0),) * 3 + ((0, 2),)), h),
         lambda p, x, h: jnp.concatenate([h, jnp.pad(x, ((0, 0),) * 3 + ((0, 2),))], axis=1),
+        lambda p, x, h: jnp.stack([h, jnp.pad(x, ((0, 0),) * 3 + ((0, 2),))], axis=1),
     ],
-    ids=["sum", "difference", "maximum", "choice", "beside"],
+    ids=["sum", "difference", "maximum", "choice", "beside", "stacked"],
 )
 def test_channels_beside_what_no_layer_makes_of_the_images_stay(function):
     classifier = classifier_of(pooled(function), a=(4, 6), b=(6, 2), sorted=(4, 6))
@@ -198,7 +201,7 @@ def normed(p, x):
     ("network", "options", "reason"),
     [
         (normed, {}, "those that 'b' makes must stay, 'reduce_sum' is taken over them"),
-        (two_layers, {"include": ("b",)}, "pruner leaves 'a' alone"),
+        (two_layers, {"exclude": ("a",)}, "pruner leaves 'a' alone"),
         (lambda p, x: x @ p["a"], {}, "'a' makes must stay, they are the network's outputs"),
     ],
     ids=["normalisation", "excluded", "one layer"],
@@ -269,3 +272,75 @@ def test_outputs_on_a_first_axis_are_named():
     traced = structure_of(classifier)
     with pytest.raises(ValueError, match="the channels of 'a' are on its axis 0 of 4"):
         shrinking.channel_mask(traced, classifier.variables, 0.5)
+
+
+def held(p, x):
+    """Normalised in groups behind `a`, and added to what `c` makes behind `b`."""
+    h = (x @ p["a"]).reshape(-1, 2, 3)
+    h = (h / (1 + jnp.square(h).mean(-1, keepdims=True))).reshape(-1, 6)
+    return (jnp.tanh(h @ p["b"]) + x @ p["c"]) @ p["d"]
+
+
+HELD = {"a": (4, 6), "b": (6, 5), "c": (4, 5), "d": (5, 2)}
+
+
+def test_layers_that_keep_all_their_channels_are_listed_with_the_reason():
+    traced = structure_of(classifier_of(held, **HELD), (4,))
+    assert shrinking.kept_whole(traced) == {
+        "a": "a reshape splits them",
+        "d": "they are the network's outputs",
+    }
+    both = structure_of(classifier_of(two_layers, a=(4, 6), bias=(6,), b=(6, 2)), (4,))
+    assert list(shrinking.kept_whole(both)) == ["b"]
+
+    def scanned(p, x):
+        x = jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x @ p["a"], p["rounds"])[0]
+        return x @ p["b"]
+
+    shapes = {"a": (4, 6), "b": (6, 2), "rounds": (3, 6, 6)}
+    whole = shrinking.kept_whole(structure_of(classifier_of(scanned, **shapes), (4,)))
+    assert set(whole) == set(shapes)
+    assert whole["a"] == whole["rounds"] == "what 'scan' does to them is not known"
+
+
+@pytest.mark.parametrize(
+    ("include", "reason"),
+    [
+        (("a",), "'a' makes must stay, a reshape splits them"),
+        (("a", "b", "c"), "'a' makes must stay, a reshape splits them"),
+        (("[bc]", "d"), "'d' makes must stay, they are the network's outputs"),
+        (("c",), "such as those of 'c': pruner leaves 'b' alone"),
+    ],
+)
+def test_a_pattern_that_has_no_effect_is_refused(include, reason):
+    classifier = classifier_of(held, **HELD)
+    traced = structure_of(classifier, (4,))
+    with pytest.raises(ValueError, match=f"in include can remove no channels.*{reason}"):
+        shrinking.channel_mask(traced, classifier.variables, 0.5, Pruner(include=include))
+
+
+@pytest.mark.parametrize("include", ["*", "[abc]", ("b", "c")])
+def test_a_pattern_that_has_an_effect_leaves_whole_what_must_stay(include):
+    classifier = classifier_of(held, **HELD)
+    traced = structure_of(classifier, (4,))
+    mask = shrinking.channel_mask(traced, classifier.variables, 0.5, Pruner(include=include))
+    kept = masks.kept(classifier.params, mask)
+    assert kept == {"a": 24, "b": 6 * 3, "c": 4 * 3, "d": 3 * 2}
+
+
+@pytest.mark.parametrize(
+    "network", [lambda p, x: np.asarray(x) @ p["a"], lambda p, x: x @ p["a"] if x.sum() > 0 else x]
+)
+def test_a_network_that_cannot_be_traced_is_named(network):
+    classifier = classifier_of(network, a=(4, 6))
+    with pytest.raises(ValueError, match=r"apply_fn cannot be traced: .* JAX says: .*traced array"):
+        structure_of(classifier, (4,))
+
+
+def test_variables_without_parameters_are_named():
+    classifier = Classifier({"a": np.ones((4, 2))}, lambda variables, x: x @ variables["a"])
+    for function in (structure_of, shrinking.block_scores):
+        with pytest.raises(ValueError, match="variables have no entry 'params'"):
+            function(classifier, (4,))
+    with pytest.raises(ValueError, match="variables have no entry 'params'"):
+        shrinking.shrink(classifier, {"a": np.array(True)}, (4,))

@@ -35,12 +35,13 @@ class Traced(NamedTuple):
         return {path: layer for path, layer in self.layers.items() if path not in self.last}
 
     def maps(
-        self, paths: Iterable[str], variables: Variables, images: jax.Array
+        self, paths: Iterable[str], variables: Variables, images: jax.Array, *, own: bool = False
     ) -> dict[str, jax.Array]:
-        """By path the maps `[N, ..., units]` of these layers."""
+        """By path the maps `[N, ..., units]` of these layers, or, if own, their bare outputs."""
         chosen = {path: self.layers[path] for path in paths}
         maps = {}
-        found = self.values([layer.map for layer in chosen.values()], variables, images)
+        wanted = [layer.output if own else layer.map for layer in chosen.values()]
+        found = self.values(wanted, variables, images)
         for (path, layer), x in zip(chosen.items(), found, strict=True):
             maps[path] = jnp.moveaxis(x, layer.map_axes, (0, -1))
             if len(maps[path]) != len(images):

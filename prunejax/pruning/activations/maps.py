@@ -18,7 +18,8 @@ def expected_abs(
 ) -> Params:
     """ExpectedABS: the mean over samples and positions of |map after the next ReLU|, in [0, inf).
 
-    DropNet's score (Tan and Motani 2020), as Jordao and Pedrini (2021) use it.
+    DropNet's score (Tan and Motani 2020), as Jordao and Pedrini (2021) use it: after a residual
+    sum, where that comes before the ReLU. `feature_maps` says what the map is.
 
     Args:
       apply_fn: the network in evaluation mode, hashable.
@@ -44,7 +45,9 @@ def hrank(
     """HRank: the mean over samples of the map's rank as an H x W matrix (Lin et al. 2020).
 
     Singular values above `max(H, W)` times the machine's precision times the largest one count.
-    The map of a dense layer's unit is a number: its rank is 1 where it is not zero.
+    The map of a dense layer's unit is a number: its rank is 1 where it is not zero. The map is that
+    of `expected_abs`, after the next ReLU, as in the code of both Lin et al. and Jordao and Pedrini
+    (2021): before it, where hardly a number is zero, nearly every map has full rank.
 
     Args, Returns and Raises as in `expected_abs`; scores in [0, min(H, W)].
     """
@@ -64,7 +67,9 @@ def pls_vip(
 ) -> Params:
     """PLS + VIP: how much of the labels' variation goes through a filter (Jordao et al. 2019).
 
-    The maxima over positions of all maps form `X [N, p]`, the one-hot labels `Y`. Partial least
+    The maxima over positions of the layers' own outputs form `X [N, p]`, the one-hot labels `Y`. An
+    own output comes before ReLU and residual sum, so that a filter answers for itself alone; a bias
+    or a normalisation of positive scale behind it would not change the scores. Partial least
     squares with two components on columns of unit variance gives scores T, weights W and loadings
     Q of Y, and with `s_h = diag(T'T Q'Q)_h`
 
@@ -86,7 +91,7 @@ def pls_vip(
     if len(labels) != len(images):
         raise ValueError(f"labels has {len(labels)} entries for {len(images)} images.")
     traced = check(apply_fn, variables, images, batch_size)
-    pooled = _per_sample(apply_fn, maximum, batch_size, variables, images)
+    pooled = _per_sample(apply_fn, maximum, batch_size, variables, images, own=True)
     features = jnp.concatenate(list(pooled.values()), axis=1)
     if isinstance(features, jax.core.Tracer) or isinstance(labels, jax.core.Tracer):
         shape = jax.ShapeDtypeStruct(features.shape[1:], jnp.float32)
@@ -152,13 +157,15 @@ def in_batches(function: Callable[[jax.Array], Any], images: jax.Array, batch_si
         return canonical(of_all)(images)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _per_sample(apply_fn, statistic, batch_size, variables, images) -> dict[str, jax.Array]:
-    """By path `[N, units]`: a statistic of each sample's map."""
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), static_argnames="own")
+def _per_sample(
+    apply_fn, statistic, batch_size, variables, images, *, own=False
+) -> dict[str, jax.Array]:
+    """By path `[N, units]`: a statistic of each sample's map, or, if own, of its bare output."""
 
     def of_batch(images):
         traced = layers.trace(apply_fn, variables, images)
-        maps = traced.maps(traced.scored, variables, images)
+        maps = traced.maps(traced.scored, variables, images, own=own)
         return {path: statistic(x) for path, x in maps.items()}
 
     return in_batches(of_batch, images, batch_size)

@@ -17,8 +17,9 @@ class Layer(NamedTuple):
       shape: of the kernel.
       axis: of the kernel, along which its units lie.
       inputs: the variable that it reads.
+      output: the variable that it gives, before bias, normalisation and all else.
       map: the variable with the maps of its units.
-      map_axes: the axes of samples and of units in the map.
+      map_axes: the axes of samples and of units in output and map.
       own: what makes a unit, as (path among the variables, axis): the kernel, and the bias and
         normalisation that come before anything else is added.
     """
@@ -26,6 +27,7 @@ class Layer(NamedTuple):
     shape: tuple[int, ...]
     axis: int
     inputs: core.Var
+    output: core.Var
     map: core.Var
     map_axes: tuple[int, int]
     own: tuple[tuple[str, int], ...]
@@ -167,7 +169,7 @@ class _Search:
         for name in sorted(others):
             if self.is_vector(name, shape[axis]):
                 own.append((name, self.inputs[name].aval.shape.index(shape[axis])))
-        return Layer(shape, axis, eqn.invars[0], last, map_axes, tuple(own))
+        return Layer(shape, axis, eqn.invars[0], eqn.outvars[0], last, map_axes, tuple(own))
 
     def follow(self, number: int) -> tuple[core.Var, set[str]]:
         """From a layer to its map, and the network's variables that are met before a sum."""

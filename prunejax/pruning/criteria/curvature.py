@@ -20,7 +20,7 @@ def grasp(params: Params, evidence: Evidence) -> Params:
     higher is kept, so the sign is turned. H and g are over the weights that are scored: biases and
     normalisation are held. Of a unit, the sum over its weights.
     """
-    paths = evidence.weights(params)
+    paths = evidence.allowed or evidence.weights(params)
     gradient = gradients.mean_gradient(params, evidence)
     direction = trees.map_with_path(
         lambda path, g: g if path in paths else jnp.zeros_like(g), gradient

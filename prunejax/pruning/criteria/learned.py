@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from prunejax import trees
 from prunejax.pruning.evidence import Criterion, Evidence, Params
 
 Mask = Any
@@ -31,17 +32,18 @@ def initial(params: Params) -> Params:
     """S = sqrt(6 / fan_in) w / max|w| of each weight, so that at first |s| ranks as |w| does.
 
     Sehwag et al. (2020). fan_in is the product of all axes but the last, as Flax and
-    Haiku lay weights out. Leaves of rank below two, which are never pruned, get zeros.
+    Haiku lay weights out. Leaves that are no weights (`trees.weights`) get zeros.
     """
+    weights = trees.weights(params)
 
-    def score(w):
-        if jnp.ndim(w) < 2 or not jnp.size(w):
+    def score(path, w):
+        if path not in weights:
             return jnp.zeros_like(w)
         fan_in = math.prod(w.shape[:-1])
         largest = jnp.max(jnp.abs(w))
         return math.sqrt(6 / fan_in) * w / jnp.where(largest > 0, largest, 1)
 
-    return jax.tree.map(score, params)
+    return trees.map_with_path(score, params)
 
 
 @jax.custom_vjp

@@ -5,27 +5,35 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from prunejax.pruning import activations
+from prunejax.pruning.activations import maps
 from prunejax.pruning.evidence import Criterion, Evidence, Params
 
+NEEDS = ("network", "batches")  # batches are pairs of images and labels
 
-def _of_images(function: Callable[..., Params]) -> Callable[[Params, Evidence], Params]:
+
+def _criterion(name: str, function: Callable[..., Params], *, labelled: bool = False) -> Criterion:
+    """The criterion of a function of network, variables, images and, where labelled, labels."""
+
     def score(params: Params, evidence: Evidence) -> Params:
-        images = jnp.concatenate([images for images, _ in evidence.batches])
-        return function(evidence.apply_fn, evidence.variables_of(params), images)
+        images, labels = (jnp.concatenate(part) for part in zip(*evidence.batches, strict=True))
+        network, variables = evidence.apply_fn, evidence.variables_of(params)
+        scored = maps.check(network, variables, images, len(images)).scored
+        # A score of 0 would make them the first to go.
+        unscored = [path for path in evidence.paths or () if path not in scored]
+        if unscored:
+            raise ValueError(
+                f"criterion {name!r} cannot score {unscored}; exclude them, for it knows the units "
+                "of layers that another layer reads, not of the last, whose units are the classes, "
+                "nor of those inside of scan and the like."
+            )
+        return function(network, variables, images, *[labels] * labelled)
 
     score.__doc__ = function.__doc__
-    return score
+    return Criterion(name, score, needs=NEEDS)
 
 
-def _pls_vip(params: Params, evidence: Evidence) -> Params:
-    images, labels = (jnp.concatenate(part) for part in zip(*evidence.batches, strict=True))
-    variables = evidence.variables_of(params)
-    return activations.pls_vip(evidence.apply_fn, variables, images, labels)
-
-
-NEEDS = ("network", "batches")  # batches are pairs of images and labels
-EXPECTED_ABS = Criterion("expected_abs", _of_images(activations.expected_abs), needs=NEEDS)
-HRANK = Criterion("hrank", _of_images(activations.hrank), needs=NEEDS)
-PLS_VIP = Criterion("pls_vip", _pls_vip, needs=NEEDS)
-KL = Criterion("kl", _of_images(activations.kl), needs=NEEDS)
-CKA = Criterion("cka", _of_images(activations.cka), needs=NEEDS)
+EXPECTED_ABS = _criterion("expected_abs", activations.expected_abs)
+HRANK = _criterion("hrank", activations.hrank)
+PLS_VIP = _criterion("pls_vip", activations.pls_vip, labelled=True)
+KL = _criterion("kl", activations.kl)
+CKA = _criterion("cka", activations.cka)
