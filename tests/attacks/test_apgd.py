@@ -20,8 +20,16 @@ STEPS = 100
     [
         ((20,), 3, attacks.APGD(targeted=True, loss="margin"), 1.02),
         ((7, 5, 1), 10, attacks.APGD(norm="l2", targets=9, loss="dlr"), 1.02),
-        ((32, 24, 3), 2, attacks.APGD(norm="l1", larger_budgets=True), 1.02),
-        pytest.param((32, 24, 3), 2, attacks.APGD(norm="l1"), 1.02, marks=pytest.mark.exhaustive),
+        *(
+            pytest.param(
+                (32, 24, 3),
+                2,
+                attacks.APGD(norm="l1", larger_budgets=larger),
+                1.02,
+                marks=pytest.mark.exhaustive,
+            )
+            for larger in (False, True)
+        ),
     ],
 )
 def test_the_nearest_class_is_reached(shape, classes, attack, above, linear_classifier):

@@ -51,6 +51,7 @@ def runs(tmp_path_factory, reported):
     return folder, config, rows
 
 
+@pytest.mark.exhaustive
 def test_progress_of_everything_that_takes_long_begins_at_nothing_and_ends_at_all(runs, reported):
     rounds = {f"round {number}" for number in range(1, len(runs[2]))}
     assert set(reported) == rounds | {
@@ -132,7 +133,9 @@ def columns_left(kernel, number):
     return np.sort(np.argsort(np.abs(kernel).sum(axis=0))[-number:])
 
 
-@pytest.mark.parametrize("method", ["dense", "one_shot"])
+@pytest.mark.parametrize(
+    "method", ["dense", pytest.param("one_shot", marks=pytest.mark.exhaustive)]
+)
 def test_fine_tuning_revives_nothing_that_was_pruned_before(tmp_path, monkeypatch, method):
     config = config_of(init_from=str(tmp_path / "pruned"), batch_size=400)
     config.model.options.widths = (8,)
@@ -268,6 +271,7 @@ def test_blocks_by_name(tmp_path, untrained_run):
         np.testing.assert_array_equal(keep, pruned[path])
 
 
+@pytest.mark.exhaustive
 def test_rounds_go_on_until_a_batch_takes_the_target_s_time(tmp_path, untrained_run, monkeypatch):
     """A clock that counts parameters: of 1,266 there have to be 886 or fewer."""
     config = config_of()
@@ -285,6 +289,7 @@ def test_rounds_go_on_until_a_batch_takes_the_target_s_time(tmp_path, untrained_
     assert rows[-1]["latency"] <= 0.7 * rows[0]["latency"] < rows[-2]["latency"]
 
 
+@pytest.mark.exhaustive
 def test_counts_of_channels_are_multiples(tmp_path, untrained_run):
     config = config_of()
     untrained_run(config)

@@ -236,6 +236,7 @@ def test_regrowing_drops_by_the_data_and_the_statistics_of_the_step():
     assert not kept[np.argmin(scores)], "what was dropped was drawn again; take another seed"
 
 
+@pytest.mark.exhaustive
 def test_a_run_that_was_stopped_before_the_change_ends_alike(tmp_path):
     # Adversarial: what the evidence draws at random is the step's too.
     method = pruned_once("gradual_adversarial", criterion="taylor", granularity="column")

@@ -170,6 +170,7 @@ def test_bad_choices_are_refused(resnet, sparsity, options, message):
         shrinking.channel_mask(traced, classifier.variables, sparsity, Pruner(**options))
 
 
+@pytest.mark.exhaustive
 def test_rounds_end_at_the_target_and_each_is_smaller_than_the_last(resnet):
     classifier, traced = resnet
     del traced

@@ -99,6 +99,7 @@ class Branches(nn.Module):
         return nn.Dense(2, name="head")(x)
 
 
+@pytest.mark.exhaustive
 def test_equations_on_fewer_channels_run_on_any_number_of_images(tmp_path):
     shape = (4, 4, 1)
     whole = classifier(Branches(), shape)

@@ -109,6 +109,7 @@ def test_lenet_loses_what_masks_of_prune_remove():
         assert isinstance(small.apply_fn, Network)
 
 
+@pytest.mark.exhaustive
 def test_resnet8_loses_what_masks_of_prune_remove():
     classifier = fresh("resnet8", width=8)
     first, second, third = (f"BasicBlock_{i}" for i in range(3))
