@@ -55,6 +55,7 @@ def test_the_l0_ensemble_counts_in_one_unit(norm, names):
     assert (found["pgd"].steps, found["pgd"].restarts, found["sparse_rs"].steps) == (50, 10, 77)
 
 
+@pytest.mark.exhaustive
 def test_the_l0_ensemble_succeeds_with_the_fewest_features(linear_classifier):
     problem = random_linear(0, (20,), classes=3)
     _, _, images, labels = problem

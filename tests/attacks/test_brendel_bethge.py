@@ -86,7 +86,7 @@ def test_a_hyperplane_out_of_reach_is_approached():
     [
         ("l2", (20,), 4, 1.05, {"targeted": True, "restarts": 3}),
         pytest.param("linf", (7, 5, 1), 2, 1.05, {}, marks=pytest.mark.exhaustive),
-        ("l1", (20,), 3, 1.25, {"restarts": 3}),
+        pytest.param("l1", (20,), 3, 1.25, {"restarts": 3}, marks=pytest.mark.exhaustive),
         ("l0", (7, 5, 1), 2, 1.25, {"restarts": 3}),
         pytest.param("l0", (9, 8, 3), 2, 1.25, {}, marks=pytest.mark.exhaustive),
         pytest.param("l0_pixels", (9, 8, 3), 2, 1.25, {}, marks=pytest.mark.exhaustive),

@@ -297,10 +297,12 @@ def test_passes_through_the_network_are_counted():
     ("attack", "forwards", "backwards"),
     [
         (attacks.FAB(steps=10), 20, 10 * 2),  # of both rivals
-        (attacks.FAB(steps=10, random_start=True), 21, 11 * 2),
-        (attacks.FAB(steps=10, targets=1), 20, 10),
+        pytest.param(
+            attacks.FAB(steps=10, random_start=True), 21, 11 * 2, marks=pytest.mark.exhaustive
+        ),
+        pytest.param(attacks.FAB(steps=10, targets=1), 20, 10, marks=pytest.mark.exhaustive),
         (attacks.DeepFool(), 3, 2 * 2),  # one step, one that sees where it led, and a last look
-        (attacks.DeepFool(candidates=1), 3, 2),
+        pytest.param(attacks.DeepFool(candidates=1), 3, 2, marks=pytest.mark.exhaustive),
     ],
 )
 def test_passes_are_those_of_the_rivals_that_there_are(attack, forwards, backwards):

@@ -167,7 +167,12 @@ def attacked(attack, classifier, problem, labels):
 
 @pytest.mark.parametrize(
     ("norm", "shape", "classes", "random_start"),
-    [("linf", (7, 5, 1), 10, False), ("l2", (20,), 3, True), ("l1", (32, 24, 3), 2, False)],
+    [
+        ("linf", (7, 5, 1), 10, False),
+        ("l2", (20,), 3, True),
+        ("l1", (20,), 2, False),
+        pytest.param("l1", (32, 24, 3), 2, False, marks=pytest.mark.exhaustive),
+    ],
 )
 def test_reaches_the_optimum(norm, shape, classes, random_start, linear_classifier):
     attack = attacks.FAB(norm=norm, targets=9, random_start=random_start)

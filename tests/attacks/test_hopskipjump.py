@@ -103,7 +103,10 @@ def test_a_start_is_on_about_the_shortest_of_the_ways_tried():
     assert found.distance < np.median(crossings[np.isfinite(crossings)])
 
 
-@pytest.mark.parametrize(("norm", "shape", "classes"), [("l2", (20,), 2), ("linf", (7, 5, 1), 2)])
+@pytest.mark.parametrize(
+    ("norm", "shape", "classes"),
+    [("l2", (20,), 2), pytest.param("linf", (7, 5, 1), 2, marks=pytest.mark.exhaustive)],
+)
 def test_reaches_the_optimum(norm, shape, classes, linear_classifier):
     attack = attacks.HopSkipJump(norm=norm, steps=30, queries=300)
     problem = random_linear(0, shape, classes)

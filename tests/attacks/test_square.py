@@ -96,7 +96,7 @@ def test_flipped_colours_are_all_the_other_ones_equally_often():
     ("norm", "shape"),
     [
         ("linf", (7, 5, 1)),
-        ("l2", (13, 11, 3)),
+        pytest.param("l2", (13, 11, 3), marks=pytest.mark.exhaustive),
         pytest.param("l1", (9, 14), marks=pytest.mark.exhaustive),
         pytest.param("l1", (12,), marks=pytest.mark.exhaustive),
     ],
@@ -223,7 +223,7 @@ def all_windows(shape, size):
     [
         ("linf", (7, 5, 1), True, 1.25),
         ("l2", (20,), False, 1.25),
-        ("l1", (20,), False, 1.25),
+        pytest.param("l1", (20,), False, 1.25, marks=pytest.mark.exhaustive),
         # A bump covers 3 x 3 pixels at least, with a half of either sign: no sum of them comes
         # nearer to weights that are independent from pixel to pixel.
         pytest.param("l2", (7, 5, 1), False, 1.5, marks=pytest.mark.exhaustive),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gzip
 import hashlib
 import pathlib
@@ -11,6 +12,7 @@ import struct
 import subprocess
 import sys
 import urllib.parse
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -201,30 +203,26 @@ sys.exit("TensorFlow was imported" if "tensorflow" in sys.modules else 0)
 
 
 @pytest.fixture(scope="session")
-def real_dirs(tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path]:
-    """A data_dir with the real MNIST and Fashion-MNIST, and a cache_dir with REAL_SPLITS.
+def prepare_real(tmp_path_factory) -> Callable[[str], tuple[pathlib.Path, pathlib.Path]]:
+    """A data_dir with a real set, MNIST or Fashion-MNIST, and a cache_dir with its REAL_SPLITS.
 
-    Each set is prepared by the command and loaded in a process of its own, at the same time.
+    A set is prepared by the command and loaded in a process of its own; both into one data_dir.
     """
-    missing = [name for name in REAL_SETS if not (ARCHIVES / name).is_dir()]
-    if missing:
-        pytest.skip(f"the archives of {', '.join(missing)} are not in ../shared/data")
     folder = tmp_path_factory.mktemp("real")
-    data_dir, cache_dir = folder / "data", folder / "cache"
-    arguments = [
-        (name, ARCHIVES / name, data_dir, cache_dir, REAL_SPLITS[name]) for name in REAL_SETS
-    ]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", _PREPARE_AND_LOAD, *map(str, argument)],
+
+    @functools.cache
+    def prepare(name):
+        if not (ARCHIVES / name).is_dir():
+            pytest.skip(f"the archives of {name} are not in ../shared/data")
+        arguments = name, ARCHIVES / name, folder / "data", folder / "cache", REAL_SPLITS[name]
+        done = subprocess.run(
+            [sys.executable, "-c", _PREPARE_AND_LOAD, *map(str, arguments)],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for argument in arguments
-    ]
-    outputs = [process.communicate()[0] for process in processes]
-    for process, output in zip(processes, outputs, strict=True):
-        assert process.returncode == 0, output[-2000:]
-    return data_dir, cache_dir
+        assert done.returncode == 0, done.stdout[-2000:]
+        return folder / "data", folder / "cache"
+
+    return prepare

@@ -228,9 +228,12 @@ def ordered(images, labels):
 
 
 @pytest.fixture(scope="module")
-def load_real(real_dirs):
-    data_dir, cache_dir = real_dirs
-    return lambda name, split: data.load(name, split, data_dir=data_dir, cache_dir=cache_dir)
+def load_real(prepare_real):
+    def load(name, split):
+        data_dir, cache_dir = prepare_real(name)
+        return data.load(name, split, data_dir=data_dir, cache_dir=cache_dir)
+
+    return load
 
 
 def test_real_fashion_mnist_is_its_archives_bit_for_bit(load_real):
@@ -247,6 +250,7 @@ def test_real_fashion_mnist_is_its_archives_bit_for_bit(load_real):
     assert test.class_names[9] == "Ankle boot"
 
 
+@pytest.mark.exhaustive
 def test_real_mnist_is_its_archives_bit_for_bit(load_real):
     archives = REAL_ARCHIVES / "mnist"
     validation, test = (load_real("mnist", split) for split in ("validation", "test"))
@@ -258,6 +262,7 @@ def test_real_mnist_is_its_archives_bit_for_bit(load_real):
     assert test.class_names == tuple("0123456789")
 
 
+@pytest.mark.exhaustive
 def test_the_real_sets_are_not_mixed_up(load_real):
     """Both have the same file names; TFDS with one download folder takes one for the other."""
     # Digits are thin strokes, clothes fill the frame; the means are those of the originals.
@@ -265,8 +270,8 @@ def test_the_real_sets_are_not_mixed_up(load_real):
     assert load_real("fashion_mnist", "test").images.mean() == pytest.approx(73.15, abs=0.01)
 
 
-def test_command_says_that_a_set_is_already_prepared(real_dirs):
-    data_dir, _ = real_dirs
-    result = command("--dataset=mnist", "--archives=unused", f"--data_dir={data_dir}")
+def test_command_says_that_a_set_is_already_prepared(prepare_real):
+    data_dir, _ = prepare_real("fashion_mnist")
+    result = command("--dataset=fashion_mnist", "--archives=unused", f"--data_dir={data_dir}")
     assert result.returncode == 0, result.stderr
-    assert "mnist is already prepared in" in result.stdout
+    assert "fashion_mnist is already prepared in" in result.stdout

@@ -78,7 +78,12 @@ def snip(params, digits):
 @pytest.mark.parametrize(
     ("base", "options", "score"),
     [
-        (digits_one_shot, {"criterion": "snip", "adversarial": False, "examples": 32}, snip),
+        pytest.param(
+            digits_one_shot,
+            {"criterion": "snip", "adversarial": False, "examples": 32},
+            snip,
+            marks=pytest.mark.exhaustive,
+        ),
         (digits_hydra, {}, lambda params, digits: jax.tree.map(np.abs, params)),
     ],
     ids=["snip", "hydra"],

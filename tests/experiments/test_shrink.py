@@ -176,6 +176,7 @@ def test_fine_tuning_revives_nothing_that_was_pruned_before(tmp_path, monkeypatc
         assert kept == 74 * 6 - round(0.5 * 74 * 6)
 
 
+@pytest.mark.exhaustive
 def test_a_run_that_goes_on_keeps_its_mask(tmp_path, untrained_run):
     config = config_of()
     config.model.options.widths = (8,)
@@ -252,6 +253,7 @@ def untrained_run(tmp_path, monkeypatch):
     return write
 
 
+@pytest.mark.exhaustive
 def test_blocks_by_name(tmp_path, untrained_run):
     config = config_of()
     config.model.name, config.model.options = "resnet8", {"width": 2}

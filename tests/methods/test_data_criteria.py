@@ -36,6 +36,7 @@ def _expected_abs(params):
     return jnp.maximum(hidden, 0).mean(axis=0)
 
 
+@pytest.mark.exhaustive
 def test_one_shot_takes_the_gradient_of_its_objective_on_the_training_examples():
     method = methods.create(
         "one_shot", epochs=1, sparsity=0.5, criterion="snip", adversarial=False, examples=64
@@ -198,6 +199,7 @@ def test_expected_abs_normalises_by_the_statistics_of_the_step(dense_until):
     assert (kept_by(now, now) != kept_by(now, first)).any()
 
 
+@pytest.mark.exhaustive
 def test_regrowing_drops_by_the_data_and_the_statistics_of_the_step():
     def method(epochs):
         return methods.create(

@@ -55,7 +55,7 @@ def expected_total(granularity, allocation, guard, sparsity, sizes):
 
 
 @pytest.mark.parametrize("granularity", ALL)
-@settings(deadline=None, max_examples=10)
+@settings(deadline=None, max_examples=6)
 @given(
     allocation=st.sampled_from([*ALLOCATIONS, "table"]),
     guard=st.booleans(),

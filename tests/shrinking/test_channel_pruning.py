@@ -107,7 +107,7 @@ def test_excluded_layers_are_left_alone_with_all_that_is_coupled_to_them(resnet)
     assert _left(mask, "BasicBlock_0/Conv_0/kernel", 3, 8).sum() == 4
 
 
-@pytest.mark.parametrize("scores", ["random", "equal"])
+@pytest.mark.parametrize("scores", [pytest.param("random", marks=pytest.mark.exhaustive), "equal"])
 def test_what_is_kept_for_a_multiple_is_the_best_of_what_would_go(scores):
     network = Network(models.create("mlp", num_classes=5, widths=(12, 8, 3)))
     variables = network.init(jax.random.key(0), (9,))

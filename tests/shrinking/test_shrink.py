@@ -90,7 +90,11 @@ class Foreign(nn.Module):
         (models.create("strided_cnn", num_classes=5, widths=(6, 8, 10)), SHAPE),
         (models.create("vgg16", num_classes=5, width=4, hidden=(6,)), (16, 16, 3)),
         (models.create("resnet20", num_classes=5, width=4), SHAPE),
-        (models.create("wrn_28_4", num_classes=5, width=8, stem_width=4), SHAPE),
+        pytest.param(
+            models.create("wrn_28_4", num_classes=5, width=8, stem_width=4),
+            SHAPE,
+            marks=pytest.mark.exhaustive,
+        ),
         (Foreign(), SHAPE),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
