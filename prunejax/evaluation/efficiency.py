@@ -221,7 +221,10 @@ def _products(
 def _scanned(eqn: core.JaxprEqn, read: Sequence[frozenset[str]]):
     """The program that is repeated, and what its inputs are made of in any of the rounds."""
     body = _flat(eqn.params["jaxpr"])
-    first, number = eqn.params["num_consts"], eqn.params["num_carry"]
+    # What is sliced or stacked has an axis more outside. (The parameters that say how many are
+    # constant and carried have other names in newer versions of JAX.)
+    number = _of_equal_rank(eqn.outvars, body.outputs)
+    first = _of_equal_rank(eqn.invars, body.inputs) - number
     read, before = list(read), None
     while read != before:
         before = list(read)
@@ -229,6 +232,10 @@ def _scanned(eqn: core.JaxprEqn, read: Sequence[frozenset[str]]):
         for i, atom in enumerate(body.outputs[:number], start=first):
             read[i] |= made_of.get(atom, frozenset()) if jaxprs.is_variable(atom) else frozenset()
     return body, read
+
+
+def _of_equal_rank(outside, inside) -> int:
+    return sum(a.aval.ndim == b.aval.ndim for a, b in zip(outside, inside, strict=True))
 
 
 def _bodies(eqn: core.JaxprEqn) -> list[jaxprs.Flat]:
