@@ -7,6 +7,7 @@ and attacked, with the attack, budget and images of `config.validation`. Criteri
 the first training examples, as many as the method shows them; learned scores are not learned yet.
 """
 
+import dataclasses
 import itertools
 import json
 import pathlib
@@ -35,15 +36,25 @@ def method_before(config: config_dict.ConfigDict) -> methods.Method:
     """The config's method; the allocation is uniform as long as nothing is measured.
 
     Raises:
-      ValueError: a method that cannot be, or a measurement of a network that is not trained.
+      ValueError: a method that cannot be, or a measurement that cannot be made or used.
     """
-    if is_asked_for(config) and not config.init_from:
+    if not is_asked_for(config):
+        return methods.create(**config.method.to_dict())
+    if not config.init_from:
         raise ValueError(
             "init_from is empty, and method.allocation is 'sensitivity': name the folder of a "
             "trained run (--config.init_from=...) whose layers are measured."
         )
-    measured = {"allocation": "uniform"} if is_asked_for(config) else {}
-    return methods.create(**config.method.to_dict() | measured)
+    method = methods.create(**config.method.to_dict() | {"allocation": "uniform"})
+    measured, density = config.sensitivity.densities, 1 - method.target_sparsity
+    if not measured or not 0 < min(measured) <= density:
+        raise ValueError(
+            f"sensitivity.densities is {tuple(measured)}; the lowest must be above 0 and at most "
+            f"the density {density:.4g} that method.sparsity asks for."
+        )
+    # What cannot have a density of its own in each layer is refused now.
+    dataclasses.replace(method.pruner(), allocation={"*": density})
+    return method
 
 
 def method_after(

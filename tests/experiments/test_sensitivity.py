@@ -117,8 +117,23 @@ def test_layers_lose_what_the_method_s_criterion_ranks_lowest(
             np.testing.assert_array_equal(found[other], dense[other])
 
 
-def test_a_network_that_is_not_trained_has_nothing_to_measure(tmp_path):
+@pytest.mark.parametrize(
+    ("init_from", "granularity", "sparsity", "densities", "message"),
+    [
+        ("", "weight", 0.5, (0.1,), r"init_from is empty, and method\.allocation"),
+        ("a run", "2:4", 0.5, (0.25,), r"'2:4' gives all layers one density"),
+        ("a run", "weight", 0.95, (0.1, 0.3), r"at most the density 0\.05 that method\.sparsity"),
+        ("a run", "weight", 0.5, (0.0, 0.3), r"the lowest must be above 0"),
+        ("a run", "weight", 0.5, (), r"sensitivity\.densities is \(\)"),
+    ],
+)
+def test_what_cannot_be_measured_or_used_is_refused_before_the_run(
+    tmp_path, init_from, granularity, sparsity, densities, message
+):
     config = config_of()
-    config.method.allocation = "sensitivity"
-    with pytest.raises(ValueError, match=r"init_from is empty, and method\.allocation"):
-        sensitivity.method_before(config)
+    config.init_from = init_from
+    config.method.update(allocation="sensitivity", granularity=granularity, sparsity=sparsity)
+    config.sensitivity.densities = densities
+    with pytest.raises(ValueError, match=message):
+        train.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
