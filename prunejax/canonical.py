@@ -5,7 +5,7 @@ kernel. XLA's CPU compiler brings that to the layout its fast code wants, but no
 body, where it then runs 3 to 40 times slower. `canonical` rewrites a function so that each of its
 convolutions has the layout NHWC x HWIO -> NHWC from the start; the mathematics is unchanged.
 The gradient of a strided convolution, in which XLA would also multiply inserted zeros, becomes a
-convolution without them.
+convolution without them; on a CPU convolutions of few channels get the number that is fast.
 """
 
 import functools
@@ -19,9 +19,10 @@ from jax.extend import core
 
 from prunejax import jaxprs
 
-# A convolution of stride 2 with a kernel of at most 64 entries and 16 features was 1.2 to 3 times
-# as fast with its stride unfolded (9 shapes, CPU); larger kernels or strides up to 5 times slower.
-_SMALL_VOLUME, _SMALL_FEATURES = 64, 16
+# Up to 16 features XLA's CPU compiler takes code that is 2 to 7 times slower than that for 32, and
+# with an odd number of inputs that for 17 to 32 is slow too (jaxlib 0.10; in 0.12 1.5 to 3 times).
+# Convolutions of more than 8 inputs gain nothing.
+_FEW_INPUTS, _FAST_FEATURES = 8, 32
 
 
 def canonical(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -101,8 +102,8 @@ def _convolution(lhs, rhs, *, dimension_numbers, **params):
 def _canonical_convolution(lhs, rhs, **params):
     if _is_undone_stride(lhs, **params):
         return _undone_stride(lhs, rhs, **params)
-    if _is_small_stride(lhs, rhs, **params):
-        return _space_to_depth(lhs, rhs, **params)
+    if _is_narrow(lhs, rhs, **params):
+        return _widened(lhs, rhs, **params)
     batch, *space, features = range(lhs.ndim)
     numbers = lax.ConvDimensionNumbers(
         lhs_spec=(batch, features, *space),
@@ -160,50 +161,35 @@ def _undone_stride(lhs, rhs, *, lhs_dilation, padding, **params):
     return out[:, skips[0] : ends[0], skips[1] : ends[1]]
 
 
-def _is_small_stride(
-    lhs,
-    rhs,
-    *,
-    window_strides,
-    lhs_dilation,
-    rhs_dilation,
-    feature_group_count,
-    batch_group_count,
-    **_,
+def _is_narrow(
+    lhs, rhs, *, lhs_dilation, rhs_dilation, feature_group_count, batch_group_count, **_
 ):
-    """The first layer of a small network that begins with a planar convolution of stride 2."""
+    """A planar convolution of few channels on a CPU: the first layer of most networks."""
     once = {*lhs_dilation, *rhs_dilation, feature_group_count, batch_group_count} == {1}
-    if lhs.ndim != 4 or not once or window_strides != (2, 2):
+    if lhs.ndim != 4 or not once or jax.default_backend() != "cpu":
         return False
-    height, width, inputs, features = rhs.shape
-    volume = (height + height % 2) * (width + width % 2) * inputs
-    return volume <= _SMALL_VOLUME and features <= _SMALL_FEATURES
+    *_, inputs, features = rhs.shape
+    few = inputs <= _FEW_INPUTS and features <= _FAST_FEATURES
+    return few and (inputs, features) != _widths(inputs)
 
 
-def _space_to_depth(lhs, rhs, *, window_strides, padding, **params):
-    """A strided convolution as one of stride 1, of an image whose s x s blocks became channels."""
-    s = window_strides[0]
-    taps = [-(-k // s) for k in rhs.shape[:2]]
-    outputs = [
-        (n + sum(pad) - k) // s + 1
-        for n, pad, k in zip(lhs.shape[1:3], padding, rhs.shape[:2], strict=True)
-    ]
-    blocks = [out + tap - 1 for out, tap in zip(outputs, taps, strict=True)]
-    ends = [
-        (low, block * s - n - low, 0)
-        for (low, _), block, n in zip(padding, blocks, lhs.shape[1:3], strict=True)
-    ]
-    lhs = lax.pad(lhs, jnp.zeros((), lhs.dtype), ((0, 0, 0), *ends, (0, 0, 0)))
-    rhs = _filled(rhs, [tap * s for tap in taps])
-    lhs = lhs.reshape(len(lhs), blocks[0], s, blocks[1], s, -1).transpose(0, 1, 3, 2, 4, 5)
-    rhs = rhs.reshape(taps[0], s, taps[1], s, *rhs.shape[2:]).transpose(0, 2, 1, 3, 4, 5)
-    return _canonical_convolution(
-        lhs.reshape(*lhs.shape[:3], -1),
-        rhs.reshape(*taps, -1, rhs.shape[-1]),
-        window_strides=(1, 1),
-        padding=((0, 0), (0, 0)),
+def _widths(inputs: int) -> tuple[int, int]:
+    """Inputs and features for which XLA's CPU compiler takes its fast code."""
+    return inputs + (inputs % 2 if inputs > 1 else 0), _FAST_FEATURES
+
+
+def _widened(lhs, rhs, **params):
+    """The same convolution with channels of zeros besides, whose features are cut off again."""
+    *_, inputs, features = rhs.shape
+    wide_inputs, wide_features = _widths(inputs)
+    zero, none = jnp.zeros((), rhs.dtype), (0, 0, 0)
+    more_inputs, more_features = (0, wide_inputs - inputs, 0), (0, wide_features - features, 0)
+    out = _canonical_convolution(
+        lax.pad(lhs, zero.astype(lhs.dtype), (none, none, none, more_inputs)),
+        lax.pad(rhs, zero, (none, none, more_inputs, more_features)),
         **params,
     )
+    return out[..., :features]
 
 
 def _filled(rhs, sizes):

@@ -296,8 +296,20 @@ def test_a_strided_convolution_and_its_gradient(kernel, stride, padding):
 
     expected, found = gradient(x, w), jax.jit(canonical(gradient))(x, w)
     chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-5)
-    # No convolution is left that would multiply inserted zeros; small strides are unfolded.
+    # No convolution is left that would multiply inserted zeros.
     program = str(jax.make_jaxpr(canonical(gradient))(x, w))
     assert "lhs_dilation=(1, 1)" in program
     assert f"lhs_dilation=({stride}, {stride})" not in program
-    assert "window_strides=(2, 2)" not in program
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere nothing is widened")
+@pytest.mark.parametrize(
+    ("inputs", "features", "wide"),
+    [(1, 16, (1, 32)), (2, 6, (2, 32)), (3, 32, (4, 32)), (3, 33, (3, 33)), (9, 16, (9, 16))],
+)
+def test_few_channels_become_as_many_as_are_fast(inputs, features, wide):
+    x, w = array(2, 8, 7, inputs), array(3, 2, inputs, features)
+    assert_same(lambda x, w: conv(x, w, (2, 1)), x, w)
+    program = jax.make_jaxpr(canonical(lambda x, w: conv(x, w, (2, 1))))(x, w).jaxpr
+    (eqn,) = (e for e in equations(program) if e.primitive is lax.conv_general_dilated_p)
+    assert eqn.invars[1].aval.shape == (3, 2, *wide)
