@@ -234,7 +234,7 @@ def costs(
     batch_size: int,
     report: Callable[[str, int, int], None] = lambda task, done, total: None,
 ) -> dict[str, float]:
-    """Parameters, FLOPs of one image and seconds a batch."""
+    """Parameters, FLOPs of one image; seconds and bytes of memory for a batch."""
     found = efficiency.efficiency(
         classifier,
         image_shape,
@@ -245,6 +245,7 @@ def costs(
         "parameters": found.parameters,
         "flops": found.flops,
         "latency": found.latency,
+        "peak_memory": found.peak_memory,
     }
 
 
@@ -254,8 +255,8 @@ def _rows(workdir: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:
-    table = Table(caption="Latency of a batch, measured; FLOPs of one image.")
-    for header in ("round", "validation", "parameters", "MFLOPs", "ms"):
+    table = Table(caption="Latency and memory of a batch, measured; FLOPs of one image.")
+    for header in ("round", "validation", "parameters", "MFLOPs", "ms", "MiB"):
         table.add_column(header, justify="right")
     for row in rows:
         table.add_row(
@@ -264,6 +265,7 @@ def _table(rows: list[dict[str, Any]]) -> Table:
             f"{row['parameters']:,}",
             f"{row['flops'] / 1e6:.2f}",
             f"{1000 * row['latency']:.1f}",
+            f"{row['peak_memory'] / 2**20:.1f}",
         )
     return table
 

@@ -4,8 +4,9 @@ r"""What a smaller network gains, and what a masked one does not.
 
 For VGG-16 and ResNet-18 with all, half and a quarter of their channels: milliseconds of a forward
 pass and of a training step, of the masked network and of the really smaller one, and the gain
-beside that of the FLOPs. Then what masks cost a training step at each granularity, and how long
-it takes to make a global mask of a ResNet-50. Weights are random: speed does not depend on them.
+beside that of the FLOPs; parameters, bytes on disk and the memory of a forward pass. Then what
+masks cost a training step at each granularity, and how long it takes to make a global mask of a
+ResNet-50. Weights are random: speed does not depend on them.
 """
 
 import datetime
@@ -25,7 +26,7 @@ from rich.table import Table
 
 from experiments import environment, progress
 from experiments.benchmarks import machine, timing
-from prunejax import masks, models, pruning, shrinking, trees
+from prunejax import masks, models, pruning, shrinking
 from prunejax.classifier import Classifier, Network
 from prunejax.evaluation import efficiency
 from prunejax.training import loop, objectives
@@ -90,17 +91,20 @@ def _shrunk(name: str, show) -> list[dict[str, Any]]:
         for kind, make in (("forward", _forward), ("training", _training))
     ]
     rates = timing.compare(candidates, rounds=_ROUNDS.value, seconds=_SECONDS.value, progress=show)
-    flops = {
-        key: sum(layer.flops for layer in efficiency.count(network, IMAGE_SHAPE))
+    costs = {
+        key: efficiency.efficiency(network, IMAGE_SHAPE, batch_size=_BATCH.value, repeats=1)
         for key, network in networks.items()
     }
+    whole = costs["whole"]
     return [
         {
             "network": name,
             "channels": key,
-            "parameters": trees.size(network.params),
-            "flops": flops[key],
-            "flops_ratio": flops["whole"] / flops[key],
+            "parameters": cost.parameters,
+            "flops": cost.flops,
+            "flops_ratio": whole.flops / cost.flops,
+            "bytes_on_disk": cost.bytes_on_disk,
+            "peak_memory": cost.peak_memory,
             **{
                 f"{kind}_{what}": value
                 for kind in ("forward", "training")
@@ -111,7 +115,7 @@ def _shrunk(name: str, show) -> list[dict[str, Any]]:
                 )
             },
         }
-        for key, network in networks.items()
+        for key, cost in costs.items()
     ]
 
 
@@ -212,11 +216,15 @@ def _save(report: Mapping[str, Any]) -> None:
 
 def _print(report: Mapping[str, Any]) -> None:
     table = Table(title=f"milliseconds a batch of {report['batch_size']}, and times as fast")
-    for header in ("network", "channels", "parameters", "FLOPs", "forward", "x", "training", "x"):
+    for header in (
+        *("network", "channels", "parameters", "MiB", "FLOPs"),
+        *("forward", "x", "training", "x"),
+    ):
         table.add_column(header, justify="right")
     for row in report["shrunk"]:
         table.add_row(
-            row["network"], row["channels"], f"{row['parameters']:,}", f"{row['flops_ratio']:.2f}",
+            row["network"], row["channels"], f"{row['parameters']:,}",
+            f"{row['peak_memory'] / 2**20:.0f}", f"{row['flops_ratio']:.2f}",
             f"{row['forward_ms']:.1f}", f"{row['forward_ratio']:.2f}",
             f"{row['training_ms']:.1f}", f"{row['training_ratio']:.2f}",
         )  # fmt: skip

@@ -75,6 +75,9 @@ def test_rounds_go_on_until_half_of_the_work_is_left(runs):
     # 64 inputs; of 16 and 8 units a third goes each round, rounded.
     assert flops[0] == 2 * (64 * 16 + 16 * 8 + 8 * 10)
     assert flops[1] == 2 * (64 * 11 + 11 * 6 + 6 * 10)
+    for before, after in itertools.pairwise(rows):
+        gone = before["parameters"] - after["parameters"]
+        assert before["peak_memory"] - after["peak_memory"] >= 4 * gone > 0
 
 
 def test_a_run_that_was_stopped_goes_on_after_its_last_round(runs):
