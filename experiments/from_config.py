@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import operator
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,7 @@ from experiments import run_directory
 from prunejax import attacks, data, methods, models, names, pruning, shrinking, training
 from prunejax.classifier import Classifier, Network
 from prunejax.evaluation import Protocol
-from prunejax.training import checkpoints
+from prunejax.training import batches, checkpoints
 
 # Beside a network that was made smaller: what was removed from the one of the config.
 STRUCTURE = "structure.json"
@@ -87,6 +88,22 @@ def build_network(config: config_dict.ConfigDict, dataset: data.Dataset) -> Netw
         for value in (config.model.mean, config.model.std)
     )
     return Network(module, mean, std)
+
+
+def mesh(config: config_dict.ConfigDict) -> jax.sharding.Mesh:
+    """As many devices as divide the batch; all of them where they are of several processes.
+
+    Raises:
+      ValueError: several processes, some of which would be left without a device.
+    """
+    batch_size, devices = config.batch_size, jax.devices()
+    shared = math.gcd(batch_size, len(devices))
+    if jax.process_count() > 1 and shared < len(devices):
+        raise ValueError(
+            f"batch_size is {batch_size}; with several processes it must be a multiple of all "
+            f"their {len(devices)} devices."
+        )
+    return batches.data_mesh(devices[:shared])
 
 
 def load_trained(

@@ -78,6 +78,9 @@ def shrink(
         aggregate=settings.aggregate,
         guard=settings.guard,
     )
+    in_one_round = settings.remove == "masked"
+    if not in_one_round:
+        _require_shares(settings)
     if not config.init_from:
         raise ValueError("init_from is empty; name the folder of the run to make smaller.")
     train_set, validation_set = (
@@ -86,12 +89,27 @@ def shrink(
     start = pathlib.Path(config.init_from)
     first, mask = from_config.load_trained(run_directory.read_config(start), start, train_set)
     image_shape = train_set.image_shape
-    in_one_round = settings.remove == "masked"
     if in_one_round:
         _require_whole_channels(first, mask, image_shape, config.init_from)
-    run_directory.open_run(workdir, config)
+    mesh = from_config.mesh(config)
     network = shrinking.whole(first.apply_fn, first.variables)
+
+    def chosen(classifier):
+        """What a round removes, as a function of a classifier."""
+        task = f"choose {settings.remove}"
+        report(task, 0, 1)
+        evidence = from_config.evidence(
+            classifier, method, train_set.take(settings.examples), config.seed
+        )
+        without = REMOVE[settings.remove](classifier, mask, image_shape, pruner, evidence, settings)
+        report(task, 1, 1)
+        return without
+
+    run_directory.check_run(workdir, config)
     rows = _rows(workdir)
+    # The first choice is made before anything is written: it refuses what cannot be chosen.
+    choices = [] if rows else [chosen(Classifier(first.variables, network))]
+    run_directory.open_run(workdir, config)
     if not rows:
         rows = [_row(0, first, validation_set, settings.batch_size, report)]
         run_directory.write_json(workdir / "rounds.json", rows)
@@ -103,14 +121,8 @@ def shrink(
 
     def remove(classifier):
         nonlocal mask
-        task = f"remove {settings.remove}"
-        report(task, 0, 1)
-        evidence = from_config.evidence(
-            classifier, method, train_set.take(settings.examples), config.seed
-        )
-        without = REMOVE[settings.remove](classifier, mask, image_shape, pruner, evidence, settings)
+        without = choices.pop() if choices else chosen(classifier)
         smaller, mask = without(classifier, check=True), _mask_without(without, classifier, mask)
-        report(task, 1, 1)
         return smaller
 
     def finetune(classifier, number):
@@ -126,6 +138,7 @@ def shrink(
             shift=config.dataset.shift,
             flip=config.dataset.flip,
             progress=lambda done, total: report(f"round {number}", done, total),
+            mesh=mesh,
         )
         mask = trained.mask
         return Classifier(trained.variables, classifier.apply_fn)
@@ -147,6 +160,14 @@ def shrink(
         run_directory.write_json(workdir / "rounds.json", rows)
     from_config.save_shrunk(workdir, classifier, mask)
     return rows
+
+
+def _require_shares(settings) -> None:
+    """Raises a ValueError for shares of what a round takes and of what is to be left."""
+    shares = ("share", "at_most") if settings.remove == "channels" else ("at_most",)
+    for key in shares:
+        if not 0 < settings[key] < 1:
+            raise ValueError(f"shrinking.{key} is {settings[key]}; it must lie between 0 and 1.")
 
 
 def _require_whole_channels(classifier: Classifier, mask: Any, image_shape, init_from: str) -> None:

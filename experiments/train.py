@@ -8,7 +8,6 @@ A run that was stopped goes on from its last checkpoint; a finished one is left 
 
 import contextlib
 import functools
-import math
 import pathlib
 from collections.abc import Callable
 
@@ -57,7 +56,7 @@ def train(
             f"init_from is empty, and method {config.method.name!r} begins by pruning: name the "
             "folder of a run that trained the network (--config.init_from=...)."
         )
-    mesh = _mesh(config.batch_size)
+    mesh = from_config.mesh(config)
     validate = _validation(
         config, validation_set, functools.partial(report, f"validate {workdir.name}")
     )
@@ -157,19 +156,6 @@ def _selection(config) -> str:
     if config.validation.select not in valid:
         raise names.unknown("validation.select", config.validation.select, valid)
     return config.validation.select
-
-
-def _mesh(batch_size: int):
-    """As many devices as divide the batch; all of them where they are of several processes."""
-    devices = jax.devices()
-    shared = math.gcd(batch_size, len(devices))
-    if jax.process_count() > 1 and shared < len(devices):
-        # Some process would be left without any.
-        raise ValueError(
-            f"batch_size is {batch_size}; with several processes it must be a multiple of all "
-            f"their {len(devices)} devices."
-        )
-    return batches.data_mesh(devices[:shared])
 
 
 def main() -> None:

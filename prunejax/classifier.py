@@ -82,7 +82,8 @@ class Network:
 class Classifier:
     """Maps images in [0, 1] to logits: `classifier(images)`, `[B, ...]` -> `[B, C]`.
 
-    A pytree: jit it, shard it, `vmap` over a stack of them.
+    Logits are float32 at least, also those of a network that computes in half precision. A pytree:
+    jit it, shard it, `vmap` over a stack of them.
 
     Attributes:
       variables: pytree of arrays, for Flax `{"params": ..., "batch_stats": ...}`.
@@ -93,7 +94,7 @@ class Classifier:
     apply_fn: Callable[[Variables, jax.Array], jax.Array]
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        return self.apply_fn(self.variables, images)
+        return jax.tree.map(_at_least_float32, self.apply_fn(self.variables, images))
 
     @property
     def params(self) -> Any:
@@ -107,6 +108,12 @@ class Classifier:
     def on_vectors(self, shape: tuple[int, ...]) -> "Classifier":
         """The same classifier of flattened images `[B, d]`; `shape` is that of one image."""
         return dataclasses.replace(self, apply_fn=_OnVectors(self.apply_fn, shape))
+
+
+def _at_least_float32(logits: jax.Array) -> jax.Array:
+    dtype = jnp.result_type(logits)
+    half = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
+    return logits.astype(jnp.float32) if half else logits
 
 
 @dataclasses.dataclass(frozen=True)

@@ -162,6 +162,10 @@ def _classes(classifier: Classifier, image_shape: tuple[int, ...]) -> int:
             f"classifier returns {logits} for 2 images; logits [2, C] of at least 2 classes are "
             "needed (one logit z, which a sigmoid follows, is the same as the two 0 and z)."
         )
+    if not jnp.issubdtype(logits.dtype, jnp.floating):
+        raise ValueError(
+            f"classifier returns {logits}; real numbers are needed, the logits before any argmax."
+        )
     return shape[1]
 
 

@@ -22,7 +22,8 @@ class Look(NamedTuple):
 
     Attributes:
       logits: `[B, C]`.
-      zero: whether the gradient of the loss is exactly zero.
+      zero: whether the gradient of the loss is exactly zero; of a network that has none to give,
+        which only black-box attacks take, False as `falls` is.
       non_finite: whether a logit or an entry of the gradient is not finite.
       probabilities: whether the outputs lie in [0, 1] and add up to 1.
       falls: whether one step from the clean image, the maximum of the linearised loss over ball and
@@ -61,11 +62,17 @@ def inspect(
     """
     loss = getattr(attack, "loss", None)
     with_gradient = "margin" if loss in (None, "kl") else loss  # KL has none at the clean image
-    program = _program(with_gradient, attack.norm, mesh)
     number, seen = len(images), []
-    for first in range(0, number, width):
+
+    def batch_from(first):
         of = np.arange(first, first + width) % number
-        batch = images[of], wanted(attack, labels[of]), eps[of]
+        return images[of], wanted(attack, labels[of]), eps[of]
+
+    program = _program(with_gradient, attack.norm, mesh)
+    if not (attack.uses_gradients or _is_traceable(program, classifier, *batch_from(0))):
+        program = _program(None, attack.norm, mesh)
+    for first in range(0, number, width):
+        batch = batch_from(first)
         look = program(classifier, *batch)
         if not first:
             logits, again = jax.device_get((look.logits, program(classifier, *batch).logits))
@@ -88,9 +95,18 @@ def inspect(
     )
 
 
+def _is_traceable(program, *args) -> bool:
+    """Whether all of it can be differentiated: a callback cannot, nor a `while_loop`."""
+    try:
+        program.eval_shape(*args)
+    except Exception:  # whatever JAX says of that; a network that has other faults shows them later
+        return False
+    return True
+
+
 @functools.cache
-def _program(loss: str, norm: str, mesh: Mesh) -> Callable[..., Any]:
-    """The compiled look. Cached: all attacks with this loss and norm share it."""
+def _program(loss: str | None, norm: str, mesh: Mesh) -> Callable[..., Any]:
+    """The compiled look; None: without gradients. Cached: attacks alike in both share it."""
     one, lane = PartitionSpec(), PartitionSpec("data")
 
     def look(classifier, images, goals, eps) -> Look:
@@ -104,17 +120,31 @@ def _program(loss: str, norm: str, mesh: Mesh) -> Callable[..., Any]:
         reached = goals.reached(ahead) & jnp.isfinite(ahead).all(axis=1)
         inside = tuple(range(1, images.ndim))
         finite = jnp.isfinite(grads).all(axis=inside) & jnp.isfinite(logits).all(axis=1)
-        shares = (logits >= 0) & (logits <= 1)
         return Look(
             logits=logits,
             zero=jnp.all(grads == 0, axis=inside),
             non_finite=~finite,
-            probabilities=shares.all(axis=1) & (jnp.abs(logits.sum(axis=1) - 1) < 1e-4),
+            probabilities=_are_probabilities(logits),
             falls=reached & ~goals.reached(logits),
         )
 
+    def look_at_outputs(classifier, images, goals, eps) -> Look:
+        logits = classifier(images)
+        never = jnp.zeros(len(logits), bool)
+        non_finite = ~jnp.isfinite(logits).all(axis=1)
+        return Look(logits, never, non_finite, _are_probabilities(logits), never)
+
     return jax.jit(
         jax.shard_map(
-            look, mesh=mesh, in_specs=(one, lane, lane, lane), out_specs=lane, check_vma=False
+            look_at_outputs if loss is None else look,
+            mesh=mesh,
+            in_specs=(one, lane, lane, lane),
+            out_specs=lane,
+            check_vma=False,
         )
     )
+
+
+def _are_probabilities(logits: jax.Array) -> jax.Array:
+    shares = (logits >= 0) & (logits <= 1)
+    return shares.all(axis=1) & (jnp.abs(logits.sum(axis=1) - 1) < 1e-4)

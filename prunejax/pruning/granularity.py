@@ -59,13 +59,26 @@ def _max(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     return jnp.max(x, axes, keepdims=True)
 
 
+def _first(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    for axis in axes:
+        x = jax.lax.index_in_dim(x, 0, axis)
+    return x
+
+
 def _any(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     return jnp.any(x, axes, keepdims=True)
 
 
 # The mean ranks units alike within a layer, and comparably across layers of different size
-# (Merkle et al. 2021, global structured pruning).
-AGGREGATES: dict[str, Reduction] = {"mean": _mean, "sum": _sum, "l2": _l2, "max": _max}
+# (Merkle et al. 2021, global structured pruning). The first is for what is drawn at random: means
+# of draws vary less in larger units, so that small ones would go first, and stay first.
+AGGREGATES: dict[str, Reduction] = {
+    "mean": _mean,
+    "sum": _sum,
+    "l2": _l2,
+    "max": _max,
+    "first": _first,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +112,15 @@ class Granularity:
     def alive(self, kept: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         """The units of which a mask of the weight keeps anything."""
         return self.reduce(jnp.broadcast_to(kept, shape), _any)
+
+    def is_told_apart(self, by: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+        """Whether scores of the shape `by` can differ between a weight's units; one alone may."""
+        axes = [axis for axis, n in enumerate(self.told_apart_along(shape)) if n > 1]
+        return not axes or any(by[axis] > 1 for axis in axes)
+
+    def told_apart_along(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """How many of the units that compete lie along each axis of a weight."""
+        raise NotImplementedError
 
     def scores(
         self,
@@ -143,6 +165,9 @@ class Slices(Granularity):
         axes = self.axes(x.ndim)
         return reduction(x, axes) if axes else x
 
+    def told_apart_along(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return self.unit_shape(shape)
+
 
 @dataclasses.dataclass(frozen=True)
 class Blocks(Granularity):
@@ -163,6 +188,10 @@ class Blocks(Granularity):
 
     def reduce(self, x: jax.Array, reduction: Reduction) -> jax.Array:
         return reduction(x.reshape(self._tiled(x.shape)), (x.ndim - 1, x.ndim + 1))
+
+    def told_apart_along(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        rows, columns = self.size
+        return (*shape[:-2], shape[-2] // rows, shape[-1] // columns)
 
     def expand(self, units: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         return jnp.broadcast_to(units, self._tiled(shape)).reshape(shape)
@@ -204,6 +233,9 @@ class OfEach(Granularity):
     def reduce(self, x: jax.Array, reduction: Reduction) -> jax.Array:
         del reduction
         return x
+
+    def told_apart_along(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (1,) * (len(shape) - 2) + (self.group, 1)
 
     def scores(self, weight_scores, kept, shape, reduction, finish):
         kept = jnp.broadcast_to(kept, shape)

@@ -34,7 +34,8 @@ class Pruner:
       include: shell patterns of the paths that may be pruned, or one. Weights of a rank that has no
         such units, such as dense layers for "filter", are left untouched; a pattern or a path that
         is matched by such weights alone is an error. So is a weight that N:M or blocks do not
-        divide, and one that the criterion cannot score.
+        divide, and one that the criterion cannot score; and units of inputs (channels, rows, N:M)
+        by a criterion that scores outputs.
       exclude: shell patterns of the paths that may not, or one.
       aggregate: how scores of weights become a unit's, a key of `AGGREGATES`; None is the
         criterion's own, mostly "mean".
@@ -138,8 +139,8 @@ class Pruner:
         The criterion sees the parameters under the mask `current`.
 
         Raises:
-          ValueError: the criterion needs evidence that is not there, or `current` or the scores
-            have not the structure of `params`.
+          ValueError: the criterion needs evidence that is not there, `current` or the scores have
+            not the structure of `params`, or the criterion cannot tell such units apart.
         """
         self.check(evidence)
         masks.validate(params, current)
@@ -151,6 +152,14 @@ class Pruner:
         scores = criterion.score(masks.apply(params, current), evidence)
         trees.require_like(f"the scores of criterion {criterion.name!r}", scores, params)
         scores = trees.flatten(scores)
+        for path in paths:
+            shape, by = leaves[path].shape, jnp.shape(scores[path])
+            if not units.is_told_apart((1,) * (len(shape) - len(by)) + by, shape):
+                raise ValueError(
+                    f"granularity is {self.granularity!r}, but criterion {criterion.name!r} gives "
+                    f"all inputs of {path!r} the same score; remove outputs ('filter', 'column') "
+                    "by it, or take another."
+                )
         of_units = functools.partial(
             units.scores,
             reduction=granularity.AGGREGATES[self.aggregate or criterion.aggregate],

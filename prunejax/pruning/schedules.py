@@ -2,6 +2,9 @@
 
 A schedule lists the steps at which the mask changes and the sparsity from each on. It is computed
 on the host in double precision, so that a count like `round(0.9 * 11_164_352)` is exact.
+
+Steps are updates of the optimiser, the first of them number 0. A training of n updates has no step
+n: the last change of a schedule has to be at n - 1 or before.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +15,13 @@ Schedule = Sequence[tuple[int, float]]
 
 
 def one_shot(sparsity: float, step: int = 0) -> Schedule:
-    """Everything at once, at `step`."""
+    """Everything at once, at `step`.
+
+    Raises:
+      ValueError: a sparsity outside [0, 1), or a step below 0.
+    """
+    if step < 0:
+        raise ValueError(f"step is {step}; the first step is 0.")
     return [(step, checked(sparsity))]
 
 

@@ -16,7 +16,7 @@ from prunejax.pruning.criteria.maps import CKA, EXPECTED_ABS, HRANK, KL, PLS_VIP
 from prunejax.pruning.evidence import Criterion, Evidence
 from prunejax.pruning.pruner import Pruner
 from prunejax.shrinking import executor, residual, structure
-from prunejax.shrinking.channel_pruning import criterion_of, unit_scores
+from prunejax.shrinking.channel_pruning import aggregate_of, criterion_of, unit_scores
 from prunejax.shrinking.shrink import remove_blocks
 from prunejax.shrinking.shrunk import shape_of
 from prunejax.shrinking.structure import Structure
@@ -47,7 +47,8 @@ def block_scores(
       block; in nats, in [0, inf).
     - "cka": 1 - the linear CKA of the features before the last layer with and without the block, in
       [0, 1].
-    - All others: the mean score of the units of f's last layer.
+    - All others: the mean score of the units of f's last layer; by the aggregate "first", as drawn
+      at random, that of the first unit.
 
     The last two look at the network that `remove_blocks` makes: one compiled program for all
     blocks. A block that adds nothing scores exactly 0 by "expected_abs", "hrank", "kl" and "cka".
@@ -217,7 +218,8 @@ def _scores(
     last = {block.name: block.last for block in residual.chosen(traced, names)}
     axes = [(path, -1) for path in last.values()]
     units = unit_scores(classifier.params, pruner, axes, evidence)
-    return {name: float(units[last[name], -1].mean()) for name in names}
+    of_block = np.mean if aggregate_of(pruner) != "first" else lambda units: units.flat[0]
+    return {name: float(of_block(units[last[name], -1])) for name in names}
 
 
 def _data(evidence: Evidence) -> tuple[jax.Array, jax.Array]:

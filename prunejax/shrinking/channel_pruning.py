@@ -35,7 +35,7 @@ def channel_mask(
     """A mask of whole channels, coupled ones together, ready for `shrink`.
 
     A channel's score is the mean of its makers' scores: of a filter, or of the filters of all
-    layers whose outputs are added.
+    layers whose outputs are added. By the aggregate "first" it is that of the first maker.
 
     Args:
       traced: the network's structure.
@@ -113,7 +113,7 @@ def _speaker(makers: Sequence[str], pruner: Pruner) -> str:
 def channel_scores(
     traced: Structure, params: Any, pruner: Pruner, evidence: Evidence | None = None
 ) -> np.ndarray:
-    """`[channels]`: the mean score of each channel's makers; 0 where none is scored.
+    """`[channels]`: the score of each channel from its makers'; 0 where none is scored.
 
     Args and errors as in `channel_mask`.
     """
@@ -122,9 +122,13 @@ def channel_scores(
     evidence = Evidence(key=jax.random.key(0)) if evidence is None else evidence
     scores = unit_scores(params, pruner, axes, evidence._replace(allowed=allowed))
     total, number = np.zeros(traced.number), np.zeros(traced.number)
+    only_first = aggregate_of(pruner) == "first"
     for (path, axis), own in scores.items():
-        channels = traced.along(f"params/{path}")[axis]
-        np.add.at(total, channels, own.ravel())
+        channels, own = traced.along(f"params/{path}")[axis], own.ravel()
+        if only_first:
+            unscored = number[channels] == 0
+            channels, own = channels[unscored], own[unscored]
+        np.add.at(total, channels, own)
         np.add.at(number, channels, 1)
     return total / np.maximum(number, 1)
 
@@ -170,7 +174,7 @@ def unit_scores(
     of_weights = criterion.score(params, evidence)
     trees.require_like(f"the scores of criterion {criterion.name!r}", of_weights, params)
     of_weights, leaves = trees.flatten(of_weights), trees.flatten(params)
-    reduction = granularity.AGGREGATES[pruner.aggregate or criterion.aggregate]
+    reduction = granularity.AGGREGATES[aggregate_of(pruner)]
     everything = jnp.array(True)
     return {
         (path, axis): np.asarray(
@@ -186,6 +190,11 @@ def criterion_of(pruner: Pruner) -> Criterion:
     """The pruner's criterion, also where it is given by name."""
     named = isinstance(pruner.criterion, str)
     return CRITERIA[pruner.criterion] if named else pruner.criterion
+
+
+def aggregate_of(pruner: Pruner) -> str:
+    """How scores of weights become a unit's: the pruner's choice, or its criterion's."""
+    return pruner.aggregate or criterion_of(pruner).aggregate
 
 
 def _best_first(group: np.ndarray, score: np.ndarray) -> np.ndarray:

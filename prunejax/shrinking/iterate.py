@@ -50,7 +50,7 @@ def iterate(
       Each round when it is done; none where the classifier is cheap enough already.
 
     Raises:
-      ValueError: a round that removes nothing, so that the target is never reached.
+      ValueError: a round that removes nothing, or a target that 100 rounds have not reached.
     """
     now = cost(classifier)
     for number in range(first_round, first_round + MOST_ROUNDS):
@@ -65,3 +65,8 @@ def iterate(
         classifier = finetune(smaller, number)
         now = cost(classifier)
         yield Round(number, classifier, now)
+    if now > at_most:
+        raise ValueError(
+            f"the cost is {now:g} after {MOST_ROUNDS} rounds, with at most {at_most:g} wanted; "
+            "remove a larger share a round."
+        )

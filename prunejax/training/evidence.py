@@ -1,6 +1,8 @@
 """What criteria may look at while a network is trained: its objective and some of its examples."""
 
+import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +23,13 @@ def evidence(
 ) -> Evidence:
     """The evidence for every criterion; that of the gradient is adversarial where training is.
 
+    Its loss is that of training: a batch is normalised by its own statistics, and adversarial
+    examples are made in evaluation mode. Criteria that look at single examples (fisher), sum over
+    filters (taylor) or run the network take the stored statistics.
+
     Args:
       network: the architecture.
-      variables: of the network; its collections, such as batch statistics, are taken as they are.
+      variables: of the network; its collections, such as batch statistics, stay as they are.
       objective: what is minimised.
       images: `[N, ...]` uint8. With N = 0 there is neither objective nor batch in the evidence.
       labels: `[N]`.
@@ -32,9 +38,13 @@ def evidence(
     collections = {name: value for name, value in variables.items() if name != "params"}
     draw, attack = jax.random.split(key)
 
-    def loss(params, batch):
-        return objective(network, {"params": params, **collections}, *batch, attack)[0]
+    def loss_of(network):
+        def loss(params, batch):
+            return objective(network, {"params": params, **collections}, *batch, attack)[0]
 
+        return loss
+
+    loss = _Loss(of_batch=loss_of(network), in_evaluation=loss_of(_Stored(network)))
     return Evidence(
         key=draw,
         loss=loss if len(images) else None,
@@ -43,6 +53,40 @@ def evidence(
         variables=collections,
         input_shape=images.shape[1:],
     )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)  # hashed as functions are
+class _Loss:
+    """`(params, batch) -> scalar`, the objective of a batch.
+
+    Attributes:
+      of_batch: that function.
+      in_evaluation: the same by stored statistics of normalisation, without dropout.
+    """
+
+    of_batch: Callable[[Any, Any], jax.Array]
+    in_evaluation: Callable[[Any, Any], jax.Array]
+
+    def __call__(self, params: Any, batch: Any) -> jax.Array:
+        return self.of_batch(params, batch)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stored:
+    """A network that is trained as it is evaluated: by stored statistics, without dropout."""
+
+    network: Network
+
+    def __call__(self, variables: Variables, images: jax.Array) -> jax.Array:
+        return self.network(variables, images)
+
+    def train(
+        self, variables: Variables, images: jax.Array, key: jax.Array | None = None
+    ) -> tuple[jax.Array, Variables]:
+        """Logits in evaluation mode, and the collections as they were."""
+        del key
+        collections = {name: value for name, value in variables.items() if name != "params"}
+        return self.network(variables, images), collections
 
 
 def expected(examples: int) -> Evidence:

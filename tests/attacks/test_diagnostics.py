@@ -203,6 +203,39 @@ def test_a_minimum_norm_attack_is_weaker_than_one_step_where_it_found_nothing():
     assert np.array_equal(result.diagnostics.weaker, [True, False, False])
 
 
+BLACK_BOX = [
+    attacks.Square(steps=30),
+    attacks.Square(norm="l2", steps=30),
+    attacks.SparseRS(steps=10),
+    attacks.OnePixel(steps=3, population=8),
+    attacks.HopSkipJump(steps=2, queries=20, tries=8),
+]
+
+
+@pytest.mark.parametrize("attack", BLACK_BOX, ids=lambda a: f"{type(a).__name__}-{a.norm}")
+def test_a_black_box_needs_no_network_that_can_be_differentiated(attack):
+    """Another library's, behind a callback, is attacked as its copy in JAX is."""
+
+    def elsewhere(_, images):
+        def numpy_healthy(images):
+            x = np.asarray(images)[..., 0]
+            return np.stack([np.ones_like(x), x - 1, -x - 2, x - 5], axis=-1)
+
+        shape = jax.ShapeDtypeStruct((len(images), 4), jnp.float32)
+        return jax.pure_callback(numpy_healthy, shape, images, vmap_method="expand_dims")
+
+    eps = None if attack.minimum_norm else 1.0
+    one, other = (
+        attacks.run(attack, Classifier(None, network), IMAGES, LABELS, key=KEY, eps=eps)
+        for network in (elsewhere, healthy)
+    )
+    np.testing.assert_array_equal(one.images, other.images)
+    np.testing.assert_array_equal(one.success, other.success)
+    assert one.diagnostics.zero_gradient == 0
+    with pytest.raises(ValueError, match="callback"):  # by JAX: a gradient cannot be had
+        diagnostics(elsewhere)
+
+
 def test_a_network_that_does_not_repeat_itself_is_noticed():
     draws = np.random.default_rng(0)
 

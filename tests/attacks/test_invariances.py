@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from prunejax import attacks
+from prunejax.classifier import Classifier
 
 NUMBER = 37
 KEY = jax.random.key(7)
@@ -120,6 +121,7 @@ def in_all_ways(attack, eps, network, number, ways, unstable=0.0):
 @pytest.mark.parametrize(("attack", "eps"), ATTACKS, ids=lambda value: type(value).__name__)
 def test_neither_batch_size_nor_order_nor_devices_matter(attack, eps, relu_network):
     reference = in_all_ways(attack, eps, relu_network, NUMBER, ways=[(3, 1), (8, 2)])
+    assert reference.diagnostics.outside == reference.diagnostics.unconfirmed == 0
     if eps is not None:
         assert 0.2 < reference.success[:-3].mean() < 0.8
 
@@ -129,7 +131,34 @@ def test_they_do_not_matter_to_any_attack_in_any_norm(name, norm, relu_network):
     attack, eps = short(name, norm)
     reference = in_all_ways(attack, eps, relu_network, 13, [(1, 1), (3, 1), (8, 2)], unstable=0.25)
     assert reference.success[:-3].any()
-    assert reference.diagnostics.diverged == 0
+    doubts = reference.diagnostics
+    assert doubts.diverged == doubts.outside == doubts.unconfirmed == 0
+
+
+HALF = [("apgd", "linf"), ("fab", "l2")]
+
+
+@pytest.mark.parametrize(
+    ("name", "norm"), [*HALF, *(case for case in REGISTRY if tuple(case.values) not in HALF)]
+)
+def test_logits_in_half_precision_are_attacked_as_their_values_in_single(name, norm, relu_network):
+    attack, eps = short(name, norm)
+    images, labels = relu_network.examples(7, wrong=1)
+    whole = relu_network.classifier
+
+    def half(variables, images):
+        return whole.apply_fn(variables, images).astype(jnp.bfloat16)
+
+    def widened(variables, images):
+        return half(variables, images).astype(jnp.float32)
+
+    one, other = (
+        attacks.run(attack, Classifier(whole.variables, function), images, labels, key=KEY, eps=eps)
+        for function in (half, widened)
+    )
+    np.testing.assert_array_equal(one.images, other.images)
+    np.testing.assert_array_equal(one.distance, other.distance)
+    assert one.success.any()
 
 
 def test_random_numbers_belong_to_the_index(relu_network):

@@ -12,9 +12,9 @@ import jax
 import numpy as np
 import pytest
 from absl import app, flags
-from ml_collections import config_flags
+from ml_collections import config_dict, config_flags
 
-from experiments import environment, evaluate, run_directory, shrink, train
+from experiments import environment, evaluate, from_config, run_directory, shrink, train
 from experiments.configs import digits_blind, digits_one_shot
 from experiments.configs.base import base, shrinking
 from prunejax import methods
@@ -277,12 +277,13 @@ def test_no_other_method_needs_one():
 def test_no_process_is_left_without_devices(monkeypatch):
     two = jax.devices()[:1] * 2  # as many as two processes have
     monkeypatch.setattr(jax, "devices", lambda: two)
-    assert train._mesh(3).size == 1
-    assert train._mesh(4).size == 2
+    three, four = (config_dict.ConfigDict({"batch_size": size}) for size in (3, 4))
+    assert from_config.mesh(three).size == 1
+    assert from_config.mesh(four).size == 2
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    assert train._mesh(4).size == 2
+    assert from_config.mesh(four).size == 2
     with pytest.raises(ValueError, match=r"batch_size is 3; .* a multiple of all their 2 devices"):
-        train._mesh(3)
+        from_config.mesh(three)
 
 
 def test_a_full_disk_ends_in_a_sentence_and_keeps_what_was_written(tmp_path):

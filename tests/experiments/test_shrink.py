@@ -55,7 +55,7 @@ def runs(tmp_path_factory, reported):
 def test_progress_of_everything_that_takes_long_begins_at_nothing_and_ends_at_all(runs, reported):
     rounds = {f"round {number}" for number in range(1, len(runs[2]))}
     assert set(reported) == rounds | {
-        "train dense", "save dense", "validate dense", "remove channels", "validate", "time a batch"
+        "train dense", "save dense", "validate dense", "choose channels", "validate", "time a batch"
     }  # fmt: skip
     for calls in reported.values():
         done, (total, *others) = zip(*calls, strict=True)
@@ -312,31 +312,37 @@ def test_counts_of_channels_are_multiples(tmp_path, untrained_run):
     ]
 
 
-@pytest.mark.parametrize("key", ["multiple", "blocks", "batch_size"])
-def test_numbers_out_of_range_are_named(tmp_path, key):
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"multiple": 0}, r"shrinking\.multiple is 0; it must be at least 1"),
+        ({"blocks": 0}, r"shrinking\.blocks is 0; it must be at least 1"),
+        ({"batch_size": 0}, r"shrinking\.batch_size is 0; it must be at least 1"),
+        ({"share": 1.0}, r"shrinking\.share is 1\.0; it must lie between 0 and 1"),
+        ({"at_most": 1.0}, r"shrinking\.at_most is 1\.0; it must lie between 0 and 1"),
+        ({"remove": "channel"}, "Did you mean 'channels'"),
+        ({"target": "flop"}, "Did you mean 'flops'"),
+        ({"allocation": "erkk"}, "Did you mean 'erk'"),
+        ({"exclude": ("Danse_0/*",)}, "'Danse_0/\\*'"),
+        ({"criterion": "learned"}, r"criterion 'learned' needs scores"),
+        ({"criterion": "taylor", "examples": 0}, "example|image|batch"),
+        ({"remove": "blocks"}, "no residual block"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_anything_is_written(
+    tmp_path, untrained_run, wrong, sentence
+):
     config = config_of()
-    config.shrinking = shrinking(**{key: 0})
-    with pytest.raises(ValueError, match=rf"shrinking\.{key} is 0; it must be at least 1"):
-        shrink.shrink(config, tmp_path)
+    config.model.options.widths = (8,)
+    untrained_run(config)
+    config.shrinking = shrinking(**wrong)
+    with pytest.raises(ValueError, match=sentence):
+        shrink.shrink(config, tmp_path / "small")
+    assert not (tmp_path / "small").exists()
 
 
 def test_a_start_is_needed(tmp_path):
     config = config_of()
     config.shrinking = shrinking()
     with pytest.raises(ValueError, match="init_from is empty"):
-        shrink.shrink(config, tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "sentence"),
-    [
-        ("remove", "channel", "Did you mean 'channels'"),
-        ("target", "flop", "Did you mean 'flops'"),
-        ("allocation", "erkk", "Did you mean 'erk'"),
-    ],
-)
-def test_unknown_names_are_answered_with_the_valid_ones(tmp_path, key, value, sentence):
-    config = config_of()
-    config.shrinking = shrinking(**{key: value})
-    with pytest.raises(ValueError, match=sentence):
         shrink.shrink(config, tmp_path)

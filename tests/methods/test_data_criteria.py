@@ -1,6 +1,7 @@
 """Methods whose criteria look at data: which network they score, by which objective."""
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from prunejax import Network, masks, methods, pruning, training, trees
+from prunejax import Network, attacks, masks, methods, pruning, training, trees
 from prunejax.training import Trained, checkpoints
 from tests.methods.toy import NETWORK, SIZES, WEIGHTS, run, toy
 
@@ -75,6 +76,79 @@ def test_one_shot_runs_the_network_on_training_examples(criterion):
     scores = np.asarray(scores).ravel()
     assert kept.sum() == 4
     assert scores[kept].min() > scores[~kept].max()
+
+
+# -- by the stored statistics: single examples, and sums over filters ------------------------------
+
+
+class Pool(nn.Module):
+    """A layer, its normalisation, the mean over space and a last layer."""
+
+    layer: nn.Module
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.relu(nn.BatchNorm(use_running_average=not train)(self.layer(x)))
+        return nn.Dense(3)(x.reshape(x.shape[0], -1, x.shape[-1]).mean(axis=1))
+
+
+def _convolved(image, kernel):
+    """The sums over 2x2 windows, `[H, W, C]` -> `[H - 1, W - 1, features]`."""
+    height, width = image.shape[0] - 1, image.shape[1] - 1
+    return sum(
+        jnp.einsum("hwc,cf->hwf", image[i : i + height, j : j + width], kernel[i, j])
+        for i in range(2)
+        for j in range(2)
+    )
+
+
+@pytest.mark.parametrize("eps", [0.0, 0.1])
+@pytest.mark.parametrize(
+    ("layer", "shape", "apply"),
+    [
+        (nn.Dense(5), (6,), lambda x, kernel: x @ kernel),
+        (nn.Conv(5, (2, 2), padding="VALID"), (4, 4, 2), _convolved),
+    ],
+)
+def test_fisher_and_taylor_take_the_stored_statistics(layer, shape, apply, eps):
+    network, key = Network(Pool(layer), mean=0.4, std=0.3), jax.random.key(1)
+    params = network.init(key, shape)["params"]
+    moments = {
+        "mean": jnp.array([0.5, -0.3, 0.1, 0.2, -0.6]),
+        "var": jnp.array([0.4, 2.0, 0.7, 1.5, 3.0]),
+    }
+    images = jax.random.randint(key, (7, *shape), 0, 256).astype(jnp.uint8)
+    labels = jnp.arange(7) % 3
+
+    def cross_entropy(params, image, label):
+        norm, last = params["BatchNorm_0"], params["Dense_0"]
+        x = apply((image - 0.4) / 0.3, params["layer"]["kernel"]) + params["layer"]["bias"]
+        x = (x - moments["mean"]) / jnp.sqrt(moments["var"] + 1e-5)
+        x = jnp.maximum(x * norm["scale"] + norm["bias"], 0).reshape(-1, 5).mean(axis=0)
+        logits = x @ last["kernel"] + last["bias"]
+        return jnp.log(jnp.exp(logits).sum()) - logits[label]
+
+    gradients = []
+    for image, label in zip(images / 255, labels, strict=True):
+        uphill = jnp.sign(jax.grad(cross_entropy, argnums=1)(params, image, label))
+        attacked = jnp.clip(image + eps * uphill, 0, 1)
+        gradients.append(jax.grad(cross_entropy)(params, attacked, label))
+    expected = {
+        "fisher": jax.tree.map(lambda *g: sum(x**2 for x in g) / 7, *gradients),
+        "taylor": jax.tree.map(lambda w, *g: (w * sum(g) / 7) ** 2, params, *gradients),
+    }
+
+    objective = training.objectives.adversarial(
+        training.adversaries.prescribed(attacks.create("fgsm"), eps)
+    )
+    variables = {"params": params, "batch_stats": {"BatchNorm_0": moments}}
+    known = training.evidence(network, variables, objective, images, labels, key)
+    for name, by_hand in expected.items():
+        found = pruning.scores(params, name, evidence=known)
+        jax.tree.map(
+            functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-7), found, by_hand
+        )
+        assert np.median(found["layer"]["kernel"]) > 1e-6
 
 
 # -- while training: the network as the step before the change left it -----------------------------
@@ -278,5 +352,9 @@ def test_so_does_every_criterion_of_data(criterion, dense_until):
         labels,
         jax.random.key(0),
     )
-    expected = pruning.prune(now["params"], 0.43, method.pruner(), evidence=known)
+    pruner = method.pruner()
+    expected = pruning.prune(now["params"], 0.43, pruner, evidence=known)
     np.testing.assert_array_equal(found, expected["Dense_0"]["kernel"])
+    units = pruner.scores(now["params"], masks.dense(now["params"]), known)["Dense_0/kernel"]
+    removed, kept = np.split(np.sort(np.ravel(units)), [3])
+    assert removed[-1] < kept[0], "of equal scores the index decides, whatever the criterion"

@@ -10,8 +10,8 @@ import numpy as np
 import optax
 import pytest
 
-from prunejax import masks, pruning
-from prunejax.classifier import Network
+from prunejax import masks, pruning, shrinking
+from prunejax.classifier import Classifier, Network
 from prunejax.pruning import CRITERIA, Evidence, Pruner, prune
 
 rng = np.random.default_rng(0)
@@ -105,6 +105,20 @@ def test_fisher_is_the_mean_square_of_the_gradients_of_single_examples():
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
+def test_the_memory_of_fisher_does_not_grow_with_the_examples():
+    def loss(params, x):
+        return jnp.mean(jnp.square(x @ params["w"]))
+
+    def bytes_for(examples):
+        x = jnp.ones((examples, 100))
+        run = jax.jit(lambda p, x: CRITERIA["fisher"](p, Evidence(loss=loss, batches=(x,))))
+        compiled = run.lower({"w": jnp.ones((100, 100))}, x).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    one_gradient = 4 * 100 * 100
+    assert bytes_for(64) < bytes_for(2) + 2 * one_gradient
+
+
 def test_products_of_weight_and_gradient_ignore_how_a_hidden_unit_is_scaled():
     x = jnp.asarray(rng.normal(size=(6, 3)), jnp.float32)
     params = {
@@ -195,15 +209,36 @@ class Normalised(nn.Module):
         return nn.Dense(2, use_bias=False)(x)
 
 
-def test_synflow_of_a_network_with_batch_statistics():
+@pytest.mark.parametrize("smaller", [False, True])
+def test_synflow_of_a_network_with_batch_statistics(smaller):
     network = Network(Normalised(), mean=0.4, std=0.1)  # its normalisation is left out
     variables = network.init(jax.random.key(0), (3,))
+    if smaller:  # by a hidden unit, and by equations, for the module has no widths to choose
+        mask = masks.dense(variables["params"])
+        mask["Dense_0"]["kernel"] = jnp.array([[True, True, False, True]])
+        small = shrinking.shrink(Classifier(variables, network), mask, (3,), carry=True)
+        network, variables = small.apply_fn, small.variables
+        assert isinstance(network, shrinking.Shrunk)
     params, rest = variables["params"], {"batch_stats": variables["batch_stats"]}
     scores = synflow(params, network, variables=rest)
     first, second = (np.abs(np.asarray(params[f"Dense_{i}"]["kernel"])) for i in range(2))
     paths = np.einsum("ij,jk->ijk", first, second) / np.sqrt(1 + 1e-5)
     np.testing.assert_allclose(scores["Dense_0"]["kernel"], paths.sum(2), rtol=1e-5)
     np.testing.assert_allclose(scores["Dense_1"]["kernel"], paths.sum(0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_synflow_takes_ones_whatever_the_normalisation_of_images(wrapped):
+    def scores(**normalisation):
+        network = Network(Normalised(), **normalisation)
+        variables = network.init(jax.random.key(0), (3,))
+        if wrapped:
+            network = shrinking.whole(network, variables)
+        collections = {"batch_stats": variables["batch_stats"]}
+        return synflow(variables["params"], network, variables=collections)
+
+    normalised = scores(mean=(0.4, 0.5, 0.6), std=(0.1, 0.2, 0.3))
+    jax.tree.map(np.testing.assert_array_equal, normalised, scores())
 
 
 def test_iterated_synflow_disconnects_no_layer_where_one_round_does():

@@ -210,6 +210,36 @@ def test_what_a_global_mask_took_stays_gone_under_uniform_rates():
     assert units_removed(later, ("a", "b")) == {"a": 9, "b": 5}
 
 
+@pytest.mark.parametrize("granularity", ["filter", "channel", "kernel"])
+def test_random_units_go_as_often_from_large_layers_as_from_small_ones(granularity):
+    """Means of 900 draws would hardly vary, and so stay in the one layer and go in the other."""
+    params = {"wide": jnp.zeros((3, 3, 100, 100)), "narrow": jnp.zeros((1, 1, 100, 100))}
+    pruner = Pruner("random", granularity=granularity, allocation="global")
+    mask = arrays(prune(params, 0.2, pruner, key=jax.random.key(3)))
+    units = 100**2 if granularity == "kernel" else 100
+    deviation = np.sqrt(0.2 * 0.8 / units)
+    for path in params:
+        assert abs((~mask[path]).mean() - 0.2) < 3 * deviation
+
+
+@pytest.mark.parametrize(
+    ("granularity", "path"), [("channel", "conv"), ("row", "dense"), ("2:4", "dense")]
+)
+def test_units_of_inputs_are_refused_where_scores_tell_outputs_apart(granularity, path):
+    params = {"conv": jnp.ones((3, 3, 4, 8)), "dense": jnp.ones((8, 4))}
+    pruner = Pruner("geometric_median", granularity=granularity, include=path)
+    with pytest.raises(
+        ValueError, match=rf"granularity is '{granularity}'.*all inputs of '{path}'"
+    ):
+        prune(params, 0.5, pruner)
+
+
+def test_one_input_alone_needs_not_be_told_apart():
+    pruner = Pruner("geometric_median", granularity="channel", guard=False)
+    mask = prune({"w": jnp.ones((3, 3, 1, 8))}, 0.0, pruner)
+    assert mask["w"].shape == (1, 1, 1, 1)
+
+
 def test_random_masks_are_a_function_of_the_key_and_the_path():
     pruner = Pruner(criterion="random")
     first, same, other = (

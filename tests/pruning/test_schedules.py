@@ -16,6 +16,8 @@ rates = st.floats(0, 1, exclude_max=True)
 def test_one_shot_is_one_change():
     assert list(schedules.one_shot(0.9)) == [(0, 0.9)]
     assert list(schedules.one_shot(0.5, step=7)) == [(7, 0.5)]
+    with pytest.raises(ValueError, match="step is -1; the first step is 0"):
+        schedules.one_shot(0.5, step=-1)
 
 
 def test_cubic_by_hand():

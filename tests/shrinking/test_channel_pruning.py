@@ -77,6 +77,18 @@ def test_global_removes_the_lowest_of_all_by_the_mean_of_their_makers(resnet):
     assert removed == {int(channel) for channel in lowest}
 
 
+def test_drawn_at_random_a_channel_has_one_draw_whatever_makes_it(resnet):
+    classifier, traced = resnet
+    scores = trees.map_with_path(
+        lambda path, leaf: jax.random.uniform(jax.random.key(len(path)), leaf.shape),
+        classifier.params,
+    )
+    pruner = Pruner(given(scores), aggregate="first")
+    found = shrinking.channel_scores(traced, classifier.params, pruner)
+    first = np.asarray(trees.flatten(scores)["BasicBlock_0/Conv_1/kernel"])[0, 0, 0]  # by path
+    np.testing.assert_array_equal(found[traced.along("params/Conv_0/kernel")[3]], first)
+
+
 def _left(mask, path, axis, size):
     leaf = np.asarray(trees.flatten(mask)[path])
     if not leaf.ndim:
@@ -263,6 +275,26 @@ def test_a_round_that_removes_nothing_is_an_error(resnet):
     )
     with pytest.raises(ValueError, match="remove takes nothing away in round 1"):
         next(rounds)
+
+
+def test_a_target_that_is_never_reached_is_an_error():
+    start = Classifier({"params": {"a": np.zeros((3, 200))}}, lambda variables, images: images)
+    costs = []
+
+    def cost(now):
+        costs.append(now.params["a"].shape[1])
+        return costs[-1]
+
+    rounds = shrinking.iterate(
+        start,
+        remove=lambda now: now.with_params({"a": now.params["a"][:, 1:]}),
+        finetune=lambda now, number: now,
+        cost=cost,
+        at_most=50,
+    )
+    with pytest.raises(ValueError, match="cost is 100 after 100 rounds, with at most 50 wanted"):
+        list(rounds)
+    assert costs == list(range(200, 99, -1))
 
 
 def small_network(p, x):

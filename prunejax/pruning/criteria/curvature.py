@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from prunejax import trees
+from prunejax.canonical import canonical
 from prunejax.pruning.criteria import gradients
 from prunejax.pruning.evidence import Batch, Criterion, Evidence, Params, widened
 
@@ -30,12 +31,17 @@ def grasp(params: Params, evidence: Evidence) -> Params:
 
 
 def fisher(params: Params, evidence: Evidence) -> Params:
-    """The mean over the examples of g_i^2, the diagonal of the empirical Fisher matrix.
+    """F = 1/N sum_i g_i^2, where the loss is -log p(y | x) the diagonal of the empirical Fisher.
 
-    g_i is the gradient of `evidence.loss` for a batch of example i alone. All gradients of a batch
-    are held at once: batch size times the size of the parameters. Theis et al. (2018).
+    g_i is the gradient of the loss of example i alone, at its own label; the Fisher matrix proper
+    draws labels from the network. Theis et al. (2018) remove the weights of the lowest F w^2 / 2,
+    by which the loss rises without the weight; here F itself is the score.
+
+    The loss is called for a batch of one, and `in_evaluation`, for batch normalisation cannot take
+    its statistics from one example. One follows the other; memory does not grow with their number.
     """
-    sums = [_sum_of_squares(evidence.loss, params, batch) for batch in evidence.batches]
+    loss = gradients.in_evaluation(evidence.loss)
+    sums = [_sum_of_squares(loss, params, batch) for batch in evidence.batches]
     examples = sum(len(jax.tree.leaves(batch)[0]) for batch in evidence.batches)
     return jax.tree.map(lambda *s: sum(s) / examples, *sums)
 
@@ -47,11 +53,15 @@ def _hessian_times(loss: gradients.Loss, params: Params, batch: Batch, direction
 
 @functools.partial(jax.jit, static_argnums=0)
 def _sum_of_squares(loss: gradients.Loss, params: Params, batch: Batch) -> Params:
-    def of_example(example):
-        return jax.grad(loss)(params, jax.tree.map(lambda x: x[None], example))
+    # Else convolutions are slow inside `scan`.
+    gradient = canonical(jax.grad(loss))
 
-    per_example = jax.vmap(of_example)(batch)
-    return jax.tree.map(lambda g: jnp.sum(jnp.square(widened(g)), axis=0), per_example)
+    def add(sums, example):
+        g = gradient(params, jax.tree.map(lambda x: x[None], example))
+        return jax.tree.map(lambda total, g: total + jnp.square(widened(g)), sums, g), None
+
+    zeros = jax.tree.map(lambda w: jnp.zeros_like(widened(w)), params)
+    return jax.lax.scan(add, zeros, batch)[0]
 
 
 GRASP = Criterion("grasp", grasp, needs=("loss", "batches"), aggregate="sum")

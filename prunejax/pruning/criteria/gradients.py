@@ -35,6 +35,14 @@ def mean_gradient(params: Params, evidence: Evidence) -> Params:
     return mean([gradient_of(evidence.loss, params, batch) for batch in evidence.batches])
 
 
+def in_evaluation(loss: Loss) -> Loss:
+    """The same objective by stored statistics of normalisation, where the loss says which that is.
+
+    That of `training.evidence` does; its own normalises a batch by the batch's statistics.
+    """
+    return getattr(loss, "in_evaluation", loss)
+
+
 def multiplied(first: Params, second: Params) -> Params:
     """The product of two trees, leaf by leaf, in float32 at least."""
     return jax.tree.map(lambda x, y: widened(x) * widened(y), first, second)
@@ -50,6 +58,17 @@ def connection_sensitivity(params: Params, evidence: Evidence) -> Params:
     return multiplied(mean_gradient(params, evidence), params)
 
 
+def taylor(params: Params, evidence: Evidence) -> Params:
+    """G w, the loss `in_evaluation`.
+
+    While a batch is normalised by its own statistics, the loss does not depend on the scale of a
+    filter before it, and the sum of g w over that filter is zero but for rounding.
+    """
+    if evidence.loss is not None:
+        evidence = evidence._replace(loss=in_evaluation(evidence.loss))
+    return connection_sensitivity(params, evidence)
+
+
 def snip(params: Params, evidence: Evidence) -> Params:
     """|g w|, SNIP (Lee et al. 2019, without its normalisation, which ranks alike)."""
     return jax.tree.map(jnp.abs, connection_sensitivity(params, evidence))
@@ -59,5 +78,5 @@ GRADIENT = Criterion("gradient", gradient, needs=("gradient",))
 SNIP = Criterion("snip", snip, needs=("gradient",))
 # (g w)^2 of a weight, (sum of g w)^2 of a unit: Molchanov et al. (2019).
 TAYLOR = Criterion(
-    "taylor", connection_sensitivity, needs=("gradient",), aggregate="sum", finish=jnp.square
+    "taylor", taylor, needs=("gradient",), aggregate="sum", finish=jnp.square
 )

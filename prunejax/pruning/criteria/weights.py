@@ -22,7 +22,7 @@ def squared(params: Params, evidence: Evidence) -> Params:
 
 
 def random(params: Params, evidence: Evidence) -> Params:
-    """Uniform in [0, 1), a function of the key and the leaf's path."""
+    """Uniform in [0, 1), by the key and the leaf's path; a unit has that of its first weight."""
 
     def score(path, leaf):
         leaf_key = jax.random.fold_in(evidence.key, zlib.crc32(path.encode()))
@@ -33,4 +33,4 @@ def random(params: Params, evidence: Evidence) -> Params:
 
 MAGNITUDE = Criterion("magnitude", magnitude)
 SQUARED = Criterion("squared", squared)
-RANDOM = Criterion("random", random, needs=("key",))
+RANDOM = Criterion("random", random, needs=("key",), aggregate="first")
