@@ -65,7 +65,9 @@ def evaluate_run(
         "real_density": masks.density(params, mask),
         "parameters": trees.size(params),
         "nonzero_parameters": int(sum(jax.numpy.count_nonzero(p) for p in jax.tree.leaves(params))),
-        "bytes_on_disk": sum(f.stat().st_size for f in (workdir / "network").rglob("*")),
+        "bytes_on_disk": sum(
+            f.stat().st_size for f in (workdir / "network").rglob("*") if f.is_file()
+        ),
     }
     if jax.process_index() == 0:
         run_directory.write_json(workdir / "summary.json", summary)

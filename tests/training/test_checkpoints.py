@@ -89,14 +89,16 @@ def test_networks_come_back_bit_for_bit(tmp_path, kind, collections):
 
 def test_a_pruned_network_takes_the_space_of_what_is_kept(tmp_path):
     rng = np.random.default_rng(0)
-    params = {"w": jnp.asarray(rng.normal(size=(300, 300)), jnp.float32)}
-    mask = pruning.prune(params, 0.95)
+    params = {"w": jnp.asarray(rng.normal(size=(1000, 1000)), jnp.float32)}
     sizes = {}
-    for name, keep in {"dense": masks.dense(params), "pruned": mask}.items():
-        checkpoints.save_network(tmp_path / name, {"params": masks.apply(params, keep)}, keep)
-        sizes[name] = sum(path.stat().st_size for path in files(tmp_path / name))
-    assert sizes["dense"] >= 0.8 * 360_000  # random floats hardly compress
-    assert sizes["pruned"] < 0.15 * sizes["dense"]  # 5 % of the floats, and a bit a weight: 8 %
+    for sparsity in (0.0, 0.95, 0.99):
+        keep = pruning.prune(params, sparsity) if sparsity else masks.dense(params)
+        folder = tmp_path / str(sparsity)
+        checkpoints.save_network(folder, {"params": masks.apply(params, keep)}, keep)
+        sizes[sparsity] = sum(path.stat().st_size for path in files(folder))
+    assert sizes[0.0] >= 0.8 * 4e6  # random floats hardly compress
+    assert sizes[0.95] < 0.09 * sizes[0.0]  # 5 % of the floats, and a bit a weight
+    assert sizes[0.99] < 0.03 * sizes[0.0]  # the bits compress: the entropy is 0.08 of a bit
 
 
 def test_saving_again_replaces_what_was_there(tmp_path):
