@@ -39,7 +39,7 @@ GRANULARITIES = ("weight", "kernel", "filter", "channel", "row", "column", "2:4"
 
 _NETWORKS = flags.DEFINE_list("networks", ["vgg16", "resnet18"], "The networks to time.")
 _WIDTH = flags.DEFINE_float("width", 1.0, "Of the networks, as a share of the published.", 0.0)
-_BATCH = flags.DEFINE_integer("batch_size", 32, "Images a step.", 1)
+_BATCH = flags.DEFINE_integer("batch_size", 64, "Images a step.", 1)
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Timings of each candidate.", 1)
 _SECONDS = flags.DEFINE_float("seconds", 0.5, "Each timing lasts about that long.", 0.0)
 _OUTPUT = flags.DEFINE_string("output", None, "A JSON file for all numbers; by default none.")
