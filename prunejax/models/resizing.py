@@ -14,13 +14,18 @@ def outputs(shapes: Mapping[str, Sequence[int]], layers: Iterable[str]) -> tuple
       layers: paths of the layers, such as "Conv_0".
 
     Raises:
-      ValueError: a layer's kernel is not among the shapes.
+      ValueError: a layer's kernel is not among the shapes, or has no outputs.
     """
     paths = [f"{layer}/kernel" for layer in layers]
     for path in paths:
         if path not in shapes:
             raise ValueError(
                 f"shapes has no {path!r}; resized changes channel counts and keeps every layer."
+            )
+        if not shapes[path][-1]:
+            raise ValueError(
+                f"shapes has no channels in {path!r}, {tuple(shapes[path])}; every layer must keep "
+                "at least one."
             )
     return tuple(int(shapes[path][-1]) for path in paths)
 

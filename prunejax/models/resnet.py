@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from prunejax import names
 from prunejax.models import resizing
@@ -20,8 +21,9 @@ class Block(nn.Module):
       features: output channels.
       inner: output channels of each convolution but the last.
       strides: by which the resolution shrinks.
-      project: whether the shortcut is a 1x1 convolution. Given rather than found by comparing
-        shapes, so that a network keeps its layers when pruning changes its channel counts.
+      project: whether the shortcut is a 1x1 convolution, else `carried_over`. Given rather than
+        found by comparing shapes, so that a network keeps its layers when pruning changes its
+        channel counts.
     """
 
     features: int
@@ -63,20 +65,36 @@ class Bottleneck(Block):
 
 def _shortcut(block: Block, x: jax.Array, train: bool) -> jax.Array:
     if not block.project:
-        return x
+        return carried_over(block, x)
     x = conv(block.features, 1, block.strides, name="shortcut")(x)
     return norm(train, name="shortcut_norm")(x)
 
 
+def carried_over(block: Block, x: jax.Array) -> jax.Array:
+    """The shortcut without parameters: `[B, H, W, C]` -> `[B, H / strides, W / strides, features]`.
+
+    The input itself where the shapes agree, else every `strides`-th pixel of each row and column,
+    and behind the channels as many zeros as are missing (option A of He et al. 2016, sections 3.3
+    and 4.2, who do not say on which side). Code that puts half of the zeros in front has the same
+    networks with their channels in another order. With all of them behind, the widths alone tell
+    which channels meet: what is left of such a network when some are removed is one again.
+    """
+    if block.strides > 1:
+        x = x[:, :: block.strides, :: block.strides]
+    zeros = block.features - x.shape[-1]
+    return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, zeros))) if zeros else x
+
+
 STEMS = {"cifar": (3, 1), "imagenet": (7, 2)}  # size and strides of the first convolution
+SHORTCUTS = {"projection": True, "padding": False}  # whether they have parameters
 
 
 class ResNet(nn.Module):
     """A stem, stages of residual blocks, global average pooling and a dense layer.
 
-    The first block of each stage but the first halves the resolution. Its shortcut is a 1x1
-    convolution (option B of He et al.), and so is that of the first stage where the nominal
-    channels of the stem are not those of the stage; all the others are identities.
+    The first block of each stage but the first halves the resolution, so its shortcut changes the
+    shape. So does that of the first stage where the nominal channels of the stem are not those of
+    the stage; all the others are identities.
 
     Attributes:
       num_classes: number of logits.
@@ -87,12 +105,14 @@ class ResNet(nn.Module):
       block: the kind of block.
       stem: "cifar" (3x3, full resolution) or "imagenet" (7x7 of stride 2, and max pooling over
         3x3 of stride 2).
+      shortcut: what changes the shape: "projection" (a 1x1 convolution, option B of He et al.) or
+        "padding" (`carried_over`, option A: every second pixel and channels of zeros).
       widths: channels in fact, of the stem and of each stage's output; nominal by default.
       inner: for each block in order, the channels inside it in fact; nominal by default.
 
     Raises:
-      ValueError: an unknown stem, `widths` or `inner` of wrong lengths, or a first stage without
-        projection whose width is not that of the stem.
+      ValueError: an unknown stem or shortcut, `widths` or `inner` of wrong lengths, a first stage
+        of identities whose width is not that of the stem, or widths that shrink under "padding".
     """
 
     num_classes: int
@@ -101,6 +121,7 @@ class ResNet(nn.Module):
     stem_width: int | None = None
     block: type[Block] = BasicBlock
     stem: str = "cifar"
+    shortcut: str = "projection"
     widths: tuple[int, ...] | None = None
     inner: tuple[tuple[int, ...], ...] | None = None
 
@@ -124,7 +145,7 @@ class ResNet(nn.Module):
         """The same network with the channel counts of smaller parameters.
 
         Every stage has one width, for its blocks' outputs are added up; that of a first stage
-        without projection is the stem's. What is inside a block is free. Only channel counts
+        of identities alone is the stem's. What is inside a block is free. Only channel counts
         may differ, not the blocks.
 
         Args:
@@ -151,12 +172,19 @@ class ResNet(nn.Module):
         nominal = self.nominal_widths()
         stem, *stages = resizing.chosen("widths", self.widths, nominal)
         inner = iter(resizing.chosen("inner", self.inner, self.nominal_inner()))
-        project_first = nominal[0] != nominal[1]
-        if not project_first and stem != stages[0]:
+        changes_first = nominal[0] != nominal[1]
+        if not changes_first and stem != stages[0]:
             raise ValueError(
                 f"widths begins with {stem} and {stages[0]}; the first stage adds its input to "
-                "its output: make them equal, or give a stem_width for a projection."
+                "its output: make them equal, or give a stem_width for a shortcut between them."
             )
+        projects = names.lookup("shortcut", self.shortcut, SHORTCUTS)
+        for before, after in itertools.pairwise((stem, *stages)):
+            if not projects and before > after:
+                raise ValueError(
+                    f"widths has {after} channels after {before}, and shortcut {self.shortcut!r} "
+                    "can only add some: take 'projection'."
+                )
 
         size, strides = names.lookup("stem", self.stem, STEMS)
         x = conv(stem, size, strides)(x)
@@ -167,16 +195,17 @@ class ResNet(nn.Module):
         for stage, (features, depth) in enumerate(zip(stages, self.depths, strict=True)):
             for number in range(depth):
                 strides = 2 if stage > 0 and number == 0 else 1
-                project = number == 0 and (stage > 0 or project_first)
+                project = projects and number == 0 and (stage > 0 or changes_first)
                 x = self.block(features, next(inner), strides, project)(x, train)
         if self.block.pre_activation:
             x = nn.relu(norm(train)(x))
         return nn.Dense(self.num_classes)(x.mean(axis=(1, 2)))
 
 
+# Those of the paper for CIFAR, of 20, 56 and 110 layers, have shortcuts without parameters.
 ResNet8 = functools.partial(ResNet, depths=(1, 1, 1), width=16)
 ResNet18 = functools.partial(ResNet, depths=(2, 2, 2, 2), width=64)
-ResNet20 = functools.partial(ResNet, depths=(3, 3, 3), width=16)
+ResNet20 = functools.partial(ResNet, depths=(3, 3, 3), width=16, shortcut="padding")
 ResNet50 = functools.partial(ResNet, depths=(3, 4, 6, 3), width=64, block=Bottleneck)
-ResNet56 = functools.partial(ResNet, depths=(9, 9, 9), width=16)
-ResNet110 = functools.partial(ResNet, depths=(18, 18, 18), width=16)
+ResNet56 = functools.partial(ResNet, depths=(9, 9, 9), width=16, shortcut="padding")
+ResNet110 = functools.partial(ResNet, depths=(18, 18, 18), width=16, shortcut="padding")

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 
 from prunejax.models.layers import conv, norm
-from prunejax.models.resnet import Block, ResNet
+from prunejax.models.resnet import Block, ResNet, carried_over
 
 
 class WideBlock(Block):
@@ -23,6 +23,8 @@ class WideBlock(Block):
         y = nn.relu(norm(train)(x))
         if self.project:
             x = conv(self.features, 1, self.strides, name="shortcut")(y)
+        else:
+            x = carried_over(self, x)
         y = nn.relu(norm(train)(conv(self.inner[0], 3, self.strides)(y)))
         return x + conv(self.features, 3)(y)
 

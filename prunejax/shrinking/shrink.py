@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import sparse
 
 from prunejax import masks, trees
 from prunejax.classifier import Classifier, Network
@@ -105,32 +104,43 @@ def kept_channels(traced: Structure, params: Any, mask: Any) -> np.ndarray:
     kept = ~_gone(traced, alive)
     for (path, axis), labels in wanted_gone.items():
         _refuse_fixed(traced, path, axis, labels)
-    for group in groups(traced):
-        if not kept[group].any():
-            path = makers(traced, group)[0]
+    for (path, _), channels in _made(traced).items():
+        if not kept[channels].any():
             raise ValueError(
-                f"mask removes all {len(group)} channels that {path!r} makes; keep at least one "
-                "(the collapse guard of pruning does)."
+                f"mask removes all {len(channels)} channels that {path.removeprefix('params/')!r} "
+                "makes; keep at least one (the collapse guard of pruning does)."
             )
     return kept
 
 
 def groups(traced: Structure) -> list[np.ndarray]:
-    """The removable channels in groups: of one layer, or of layers whose outputs are added."""
-    removable = traced.removable()
-    neighbours = [np.zeros((2, 0), int)]
+    """The removable channels in groups: those that the same layers make.
+
+    Of one layer, of several whose outputs are added, or where one adds fewer channels to those of
+    another, those of both and the others.
+    """
+    makers_of: dict[int, list[tuple[str, int]]] = {
+        c: [] for c in np.flatnonzero(traced.removable())
+    }
+    for maker, channels in _made(traced).items():
+        for channel in np.unique(channels).tolist():
+            if channel in makers_of:
+                makers_of[channel].append(maker)
+    together: dict[tuple[tuple[str, int], ...], list[int]] = {}
+    for channel, of_it in makers_of.items():
+        together.setdefault(tuple(of_it), []).append(channel)
+    return [np.array(channels) for channels in together.values()]
+
+
+def _made(traced: Structure) -> dict[tuple[str, int], np.ndarray]:
+    """For each variable and axis along which it makes channels: those channels."""
+    made = {}
     for path, variable in traced.variables.items():
         axes = zip(traced.channels.labels[variable], traced.along(path), strict=True)
-        for own, channels in axes:
-            members = channels[traced.channels.made[own] & removable[channels]]
-            neighbours.append(np.stack([members[:-1], members[1:]]))
-    pairs = np.concatenate(neighbours, axis=1)
-    graph = sparse.coo_matrix(
-        (np.ones(pairs.shape[1], bool), tuple(pairs)), shape=(traced.number, traced.number)
-    )
-    _, component = sparse.csgraph.connected_components(graph, directed=False)
-    channels = np.flatnonzero(removable)
-    return [channels[component[channels] == c] for c in dict.fromkeys(component[channels])]
+        for axis, (own, channels) in enumerate(axes):
+            if traced.channels.made[own].any():
+                made[path, axis] = channels[traced.channels.made[own]]
+    return made
 
 
 def kept_whole(traced: Structure) -> dict[str, str]:

@@ -60,6 +60,17 @@ def test_other_blocks_without_their_last_convolution_are_the_relu_of_their_short
     np.testing.assert_array_equal(out, np.maximum(x, 0))
 
 
+@pytest.mark.parametrize("kind", [resnet.BasicBlock, resnet.Bottleneck, wide_resnet.WideBlock])
+@pytest.mark.parametrize("strides", [1, 2])
+def test_without_projection_other_shapes_are_fewer_pixels_and_more_zeros(kind, strides):
+    block = kind(features=5, inner=(2,) * (kind.convs - 1), strides=strides, project=False)
+    variables, x, _ = initialised(block, (2, 4, 5, 3))
+    out = evaluate(block, without(variables, f"Conv_{kind.convs - 1}"), x)
+    shortcut = x if kind.pre_activation else np.maximum(x, 0)
+    np.testing.assert_array_equal(out[..., :3], shortcut[:, ::strides, ::strides])
+    np.testing.assert_array_equal(out[..., 3:], 0)
+
+
 @pytest.mark.parametrize(("strides", "residual"), [(2, False), (1, True)])
 def test_an_inverted_residual_correlates_each_channel_alone(strides, residual):
     block = mobilenet.InvertedResidual(3, None, strides, residual)

@@ -41,9 +41,8 @@ def published():
 
 def test_mlp_is_300_100():
     params = shapes(models.create("mlp", 10), (28, 28, 1))["params"]
-    # 784 * 300 + 300 * 100 + 100 * 10 weights, the 266,610 parameters of LeNet-300-100.
+    # 784 * 300 + 300 * 100 + 100 * 10
     assert weights({"params": params}) == 266_200
-    assert trees.size(params) == 266_610
 
 
 def test_lenet5_by_hand():
@@ -74,8 +73,6 @@ def resnet_weights(width, depths, channels, classes):
 def test_resnet18_has_the_size_of_the_literature():
     variables = shapes(models.create("resnet18", 10), (32, 32, 3))
     assert weights(variables) == 11_164_352 == resnet_weights(64, (2, 2, 2, 2), 3, 10)
-    # With batch normalisation and the last bias: the 11.17 million of every CIFAR ResNet-18.
-    assert trees.size(variables["params"]) == 11_173_962
     assert len(trees.prunable(variables["params"])) == 21  # 17 and 3 shortcuts, and the last layer
 
 

@@ -78,6 +78,21 @@ SMALLER = {
             "Dense_0/kernel": (7, 10),
         },
     ),
+    # Zeros are added to 5 channels, and in the third stage none to 7.
+    "resnet20": (
+        {"width": 8, "depths": [2, 1, 1]},
+        {
+            "Conv_0/kernel": (3, 3, 3, 5),
+            **blocks(
+                "BasicBlock_0 BasicBlock_1 BasicBlock_2 BasicBlock_3",
+                {"Conv_0": (3, 3, 5, 2), "Conv_1": (3, 3, 2, 5)},
+                {"Conv_0": (3, 3, 5, 4), "Conv_1": (3, 3, 4, 5)},
+                {"Conv_0": (3, 3, 5, 3), "Conv_1": (3, 3, 3, 7)},
+                {"Conv_0": (3, 3, 7, 1), "Conv_1": (3, 3, 1, 7)},
+            ),
+            "Dense_0/kernel": (7, 10),
+        },
+    ),
     # The first stage happens to be as wide as the stem, and keeps its projection all the same.
     "resnet50": (
         {"width": 4, "depths": [1, 2]},
@@ -153,6 +168,10 @@ def test_wrong_channel_counts_are_named():
         network("resnet8", inner=[[8]])
     with pytest.raises(ValueError, match=r"widths begins with 8 and 9; .* make them equal"):
         network("resnet8", widths=[8, 9, 10, 11])
+    with pytest.raises(ValueError, match=r"widths has 9 channels after 10, .*'padding' can only"):
+        network("resnet20", widths=[8, 8, 10, 9])
+    with pytest.raises(ValueError, match=r"widths has 16 channels after 20, .*'padding' can only"):
+        network("resnet20", stem_width=20)
     with pytest.raises(ValueError, match=r"widths has 1 entries; this network needs 8"):
         network("vgg11", widths=[8])
     with pytest.raises(ValueError, match=r"expanded has 1 entries; this network needs 16"):
@@ -164,5 +183,7 @@ def test_shapes_that_fit_no_network_are_named():
     module = models.create("resnet8", 10, **options)
     with pytest.raises(ValueError, match=r"no 'BasicBlock_2/Conv_0/kernel'; .* keeps every layer"):
         module.resized({k: v for k, v in smaller.items() if not k.startswith("BasicBlock_2")})
+    with pytest.raises(ValueError, match=r"no channels in 'Conv_0/kernel', \(3, 3, 3, 0\)"):
+        module.resized({**smaller, "Conv_0/kernel": (3, 3, 3, 0)})
     with pytest.raises(ValueError, match=r"Stage 1 has blocks of \[7, 8\] channels"):
         module.resized({**smaller, "BasicBlock_2/Conv_1/kernel": (3, 3, 1, 8)})

@@ -12,22 +12,66 @@ from tests.models.tracing import count, create, kernels, network, traced
 # -- sizes -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("name", "parameters"),
-    # torchvision's networks of the same names, which have the same layers.
-    [("resnet18", 11_689_512), ("resnet50", 25_557_032), ("mobilenet_v2", 3_504_872)],
-)
-def test_imagenet_networks_have_the_parameters_of_torchvision(name, parameters):
-    assert count(network(name, stem="imagenet")) == parameters
+MNIST = ("mlp", "lenet5", "strided_cnn")  # networks for images of 28x28 in grey
+
+# With ten classes, ImageNet's with a thousand; statistics of normalisations are no parameters.
+PARAMETERS = [
+    # LeNet-300-100: 784 x 300 + 300 x 100 + 100 x 10 weights and 410 biases.
+    ("mlp", {}, 266_610),
+    # 25 x (32 + 32 x 64) + 49 x 64 x 84 + 84 x 10 weights and 32 + 64 + 84 + 10 biases.
+    ("lenet5", {}, 316_454),
+    # Wong & Kolter (2018): 16 x (16 + 16 x 32) + 49 x 32 x 100 + 100 x 10 weights, 158 biases.
+    ("strided_cnn", {}, 166_406),
+    # Merkle et al. (2021) count 11,325,120 weights; 2,752 scales and shifts, 1,034 biases.
+    ("vgg11", {}, 11_331_658),
+    # That of five poolings and one dense layer which many train on CIFAR-10 has 14,728,266. Its
+    # convolutions have 4,224 biases, which batch normalisation undoes; ours have none.
+    ("vgg16", {"pool_last": True, "hidden": []}, 14_728_266 - 4_224),
+    # HYDRA's has three dense layers in place of that one (Sehwag et al. 2020): 2048 x 256 +
+    # 256 x 256 + 256 x 10 weights and 522 biases in place of 5,130.
+    ("vgg16", {}, 14_724_042 - 5_130 + 592_384 + 522),
+    # 9 x (3 x 16 + 2 x 16^2 + 16 x 32 + 32^2 + 32 x 64 + 64^2) weights, 16 x 32 + 32 x 64 of
+    # projections, 336 scales and shifts, 650 of the last layer.
+    ("resnet8", {}, 78_042),
+    # He et al. (2016), table 6: 0.27, 0.85 and 1.7 million. With n blocks a stage the above without
+    # projections, and 2 (n - 1) more convolutions a stage: 97,216 n - 21,926.
+    ("resnet20", {}, 269_722),
+    ("resnet56", {}, 853_018),
+    ("resnet110", {}, 1_727_962),
+    # torchvision, `num_params` of the weights of these names.
+    ("resnet18", {"stem": "imagenet"}, 11_689_512),
+    ("resnet50", {"stem": "imagenet"}, 25_557_032),
+    ("mobilenet_v2", {"stem": "imagenet"}, 3_504_872),
+    # The usual ones for CIFAR-10: a stem of 3x3 instead of 7x7 (MobileNetV2's is the same), and 10
+    # classes instead of 1000: (49 - 9) x 3 x 64 fewer, and 990 x 513, 990 x 2049 or 990 x 1281.
+    ("resnet18", {}, 11_173_962),
+    ("resnet50", {}, 23_520_842),
+    ("mobilenet_v2", {}, 2_236_682),
+    # Zagoruyko & Komodakis (2016), table 4: 36.5 million. Of WRN-28-k, by adding up table 1,
+    # 364,288 k^2 + 4,992 k + 474.
+    ("wrn_28_10", {}, 36_479_194),
+    ("wrn_28_4", {}, 5_849_050),
+]
 
 
-def test_cifar_stems_change_the_first_and_the_last_layer_only():
-    # From ImageNet's 7x7 stem to 3x3, and from 1000 classes to 10.
-    for name, features in [("resnet18", 512), ("resnet50", 2048)]:
-        difference = (49 - 9) * 3 * 64 + (1000 - 10) * (features + 1)
-        imagenet = count(network(name, stem="imagenet"))
-        assert count(network(name)) == imagenet - difference
-    assert count(network("mobilenet_v2")) == 3_504_872 - (1000 - 10) * 1281
+@pytest.mark.parametrize(("name", "options", "parameters"), PARAMETERS)
+def test_every_network_has_as_many_parameters_as_published(name, options, parameters):
+    module, image_shape = create(name, **options)
+    shapes = traced(module, (28, 28, 1) if name in MNIST else image_shape).shapes
+    assert count(shapes) == parameters
+
+
+def test_no_network_is_missing_in_the_table():
+    assert {name for name, _, _ in PARAMETERS} == set(models.MODELS)
+
+
+@pytest.mark.parametrize("layers", [20, 56, 110])
+def test_the_papers_networks_for_cifar_have_as_many_layers_as_their_names_say(layers):
+    shapes = network(f"resnet{layers}")
+    assert len(kernels(shapes)) == layers  # none of a shortcut
+    # The projections that they do without, and their normalisation.
+    more = count(network(f"resnet{layers}", shortcut="projection")) - count(shapes)
+    assert more == 16 * 32 + 32 * 64 + 2 * (32 + 64)
 
 
 @pytest.mark.parametrize(("width", "millions"), [(0.35, 1.66), (1.0, 3.47), (1.4, 6.06)])
@@ -37,43 +81,6 @@ def test_mobilenet_widths_have_the_sizes_of_its_authors_table(width, millions):
     shapes = network("mobilenet_v2", stem="imagenet", **options)
     without_norms = {p: s for p, s in shapes.items() if "norm" not in p.lower()}
     assert round(count(without_norms) / 1e6, 2) == millions
-
-
-@pytest.mark.parametrize(
-    ("name", "blocks", "millions"), [("resnet20", 3, 0.27), ("resnet56", 9, 0.85)]
-)
-def test_cifar_resnets_have_the_sizes_of_their_paper(name, blocks, millions):
-    # He et al., table 6, whose shortcuts have no parameters (option A). Ours are projections
-    # (option B): 16 x 32 and 32 x 64 weights and their normalisation more.
-    widths = (16, 32, 64)
-    convs = 9 * (3 * 16 + 16 * 32 + 32 * 64 + sum((2 * blocks - (w > 16)) * w**2 for w in widths))
-    norms = 2 * (16 + sum(2 * blocks * w for w in widths))
-    assert round((convs + norms + 650) / 1e6, 2) == millions
-    shapes = network(name)
-    assert count(shapes) == convs + norms + 650 + 16 * 32 + 32 * 64 + 2 * (32 + 64)
-
-
-def test_resnet110_has_1_7_million_parameters():
-    # He et al., table 6; 109 convolutions in a chain, 2 projections and the last layer.
-    shapes = network("resnet110")
-    assert round(count(shapes) / 1e6, 1) == 1.7
-    assert len(kernels(shapes)) == 109 + 2 + 1
-
-
-@pytest.mark.parametrize(
-    ("name", "k", "millions", "parameters"),
-    # Zagoruyko & Komodakis publish 36.5 million for WRN-28-10; the other follows by the formula.
-    [("wrn_28_10", 10, 36.5, 36_479_194), ("wrn_28_4", 4, 5.8, 5_849_050)],
-)
-def test_wide_resnets_in_closed_form(name, k, millions, parameters):
-    total, before = 27 * 16, 16
-    for after in (16 * k, 32 * k, 64 * k):
-        total += 9 * before * after + before * after + 7 * 9 * after**2  # 8 convs, a projection
-        total += 2 * before + 7 * 2 * after  # a norm before each conv
-        before = after
-    total += 2 * before + 10 * before + 10
-    assert count(network(name)) == total == parameters
-    assert round(total / 1e6, 1) == millions
 
 
 def test_vgg11_has_the_weights_of_merkle_et_al():
@@ -91,14 +98,6 @@ def test_resnet8_has_the_weights_of_merkle_et_al():
     shortcuts = {path: shape for path, shape in shapes.items() if "shortcut" in path}
     assert count(shapes) - count(shortcuts) == 1_164_640
     assert len(shortcuts) == 3
-
-
-def test_vgg16_without_hidden_layers_has_the_size_of_the_common_cifar_vgg16():
-    # 14,728,266 is that of the five poolings and one dense layer that many train on CIFAR-10;
-    # its convolutions have biases, which batch normalisation undoes, ours have none.
-    shapes = network("vgg16", pool_last=True, hidden=[])
-    biases = sum(shape[-1] for path, shape in shapes.items() if path.endswith("/scale"))
-    assert count(shapes) + biases == 14_728_266
 
 
 def erk(shapes, density):
@@ -189,6 +188,7 @@ def test_before_pruning_blocks_add_their_input_where_shapes_agree(name, options,
         ("resnet20", {}),
         ("resnet50", {}),
         ("wrn_28_4", {}),
+        ("wrn_28_4", {"shortcut": "padding"}),
         ("mobilenet_v2", {}),
     ],
 )
@@ -227,6 +227,8 @@ def test_unknown_stems_and_options_and_small_images_are_named():
         network("resnet18", stem="cifar10")
     with pytest.raises(ValueError, match=r"Unknown stem 'image-net'. Did you mean 'imagenet'\?"):
         network("mobilenet_v2", stem="image-net")
+    with pytest.raises(ValueError, match=r"Unknown shortcut 'pad'.* Valid: padding, projection"):
+        network("resnet20", shortcut="pad")
     with pytest.raises(ValueError, match="network 'resnet18' 'block'"):
         models.create("resnet18", 10, block=resnet.Bottleneck)
     with pytest.raises(ValueError, match=r"images of 16x12 pixels .* at least 16x16"):

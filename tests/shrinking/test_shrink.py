@@ -271,3 +271,26 @@ def test_a_block_that_is_none_is_refused():
     classifier = classifier_of(models.create("resnet8", num_classes=5, width=4))
     with pytest.raises(ValueError, match="residual block 'BasicBlock_1'"):
         shrinking.remove_blocks(classifier, ["BasicBlock_1"], SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "multiple", "widths"),
+    [(0.5, 1, (4, 4, 8, 16)), (0.3, 4, (8, 8, 16, 28)), (0.95, 1, (1, 1, 2, 3))],
+)
+def test_channels_that_zeros_are_added_to_are_a_group_of_their_own(sparsity, multiple, widths):
+    """Stages of 8, 16 and 32: 8 channels are of all three, 8 of two, and 16 of the last alone."""
+    classifier = classifier_of(models.create("resnet20", num_classes=5, width=8))
+    traced = shrinking.of(classifier.apply_fn, classifier.variables, SHAPE)
+    mask = shrinking.channel_mask(traced, classifier.variables, sparsity, multiple=multiple)
+    small = shrinking.shrink(classifier, mask, SHAPE, check=False)
+    assert small.apply_fn.module.widths == widths
+
+
+def test_a_stage_is_not_removed_though_zeros_are_added_to_it():
+    classifier = classifier_of(models.create("resnet20", num_classes=5, width=4))
+    traced = shrinking.of(classifier.apply_fn, classifier.variables, SHAPE)
+    kept = np.ones(traced.number, bool)
+    kept[traced.along("params/Conv_0/kernel")[3]] = False
+    mask = made_mask(classifier, traced, kept)
+    with pytest.raises(ValueError, match=r"all 4 channels that 'BasicBlock_0/Conv_1/kernel' makes"):
+        shrinking.shrink(classifier, mask, SHAPE)

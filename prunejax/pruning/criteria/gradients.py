@@ -77,6 +77,4 @@ def snip(params: Params, evidence: Evidence) -> Params:
 GRADIENT = Criterion("gradient", gradient, needs=("gradient",))
 SNIP = Criterion("snip", snip, needs=("gradient",))
 # (g w)^2 of a weight, (sum of g w)^2 of a unit: Molchanov et al. (2019).
-TAYLOR = Criterion(
-    "taylor", taylor, needs=("gradient",), aggregate="sum", finish=jnp.square
-)
+TAYLOR = Criterion("taylor", taylor, needs=("gradient",), aggregate="sum", finish=jnp.square)
