@@ -11,11 +11,11 @@ from prunejax import names
 from prunejax.attacks.apgd import APGD, APGDState
 from prunejax.attacks.attack import Attack, Found, Passes, as_attacked
 from prunejax.attacks.autoattack import autoattack, l0_ensemble
-from prunejax.attacks.bisection import smallest_budget
+from prunejax.attacks.bisection import BisectionResult, smallest_budget
 from prunejax.attacks.brendel_bethge import BrendelBethge, BrendelBethgeState
 from prunejax.attacks.carlini_wagner import CarliniWagner, CarliniWagnerState
 from prunejax.attacks.cascade import Cascade, CascadeResult, run
-from prunejax.attacks.curve import robust_accuracies
+from prunejax.attacks.curve import CurveResult, robust_accuracies
 from prunejax.attacks.ddn import DDN, DDNState
 from prunejax.attacks.deepfool import DeepFool, DeepFoolState
 from prunejax.attacks.diagnostics import Diagnostics
@@ -86,12 +86,14 @@ __all__ = [
     "APGDState",
     "Attack",
     "AttackResult",
+    "BisectionResult",
     "BrendelBethge",
     "BrendelBethgeState",
     "CarliniWagner",
     "CarliniWagnerState",
     "Cascade",
     "CascadeResult",
+    "CurveResult",
     "DDNState",
     "DeepFool",
     "DeepFoolState",

@@ -1,14 +1,42 @@
 """A fixed-budget attack as a minimum-norm attack: bisection over the budget of each example."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from prunejax.attacks import cascade, runner
+from prunejax.attacks import cascade
 from prunejax.attacks.attack import Attack
+from prunejax.attacks.diagnostics import Diagnostics
 from prunejax.attacks.inputs import require_attack, validated
+from prunejax.attacks.runner import AttackResult
 from prunejax.classifier import Classifier
+
+
+class BisectionResult(NamedTuple):
+    """The nearest that was found, as numpy arrays with one entry an example.
+
+    Attributes:
+      images, success, distance, forwards, backwards, sizes: as in `AttackResult`, the passes of all
+        runs together.
+      diagnostics: of the run at the largest budget; `diverged`, `outside` and `unconfirmed` of all
+        runs together. Ask the result for `warnings`, not these.
+      doubts: reasons to doubt the result, of all runs and their members, each sentence once.
+    """
+
+    images: np.ndarray
+    success: np.ndarray
+    distance: np.ndarray
+    forwards: np.ndarray
+    backwards: np.ndarray
+    sizes: dict[str, np.ndarray]
+    diagnostics: Diagnostics
+    doubts: tuple[str, ...]
+
+    def warnings(self) -> list[str]:
+        """Reasons to doubt the result, a sentence each."""
+        return list(self.doubts)
 
 
 def smallest_budget(
@@ -22,7 +50,7 @@ def smallest_budget(
     halvings: int = 10,
     progress: Callable[[int, int], None] | None = None,
     **options,
-) -> runner.AttackResult:
+) -> BisectionResult:
     """The nearest adversarial examples that a fixed-budget attack finds by halving its budget.
 
     Each example has its own bracket; a success ends it at the distance that was really used, which
@@ -40,8 +68,7 @@ def smallest_budget(
       **options: `indices`, `batch_size` and `devices` of `attacks.run`.
 
     Returns:
-      The nearest that were found. The diagnostics are of the run at `upper`; `diverged`, `outside`
-      and `unconfirmed` of all runs together.
+      The nearest that were found, and reasons to doubt that there are no nearer ones.
 
     Raises:
       ValueError: a minimum-norm attack, or an argument out of range, `upper` under the name `eps`;
@@ -54,8 +81,9 @@ def smallest_budget(
         raise ValueError(f"halvings is {halvings!r}; an integer of at least 1 is needed.")
     given = validated(attack, classifier, images, labels, key=key, eps=upper, **options)
     best = cascade.run_on(attack, classifier, given, progress)
-    best = runner.AttackResult(*best[: len(runner.AttackResult._fields)])
-    low, doubts = np.zeros_like(best.distance), [best.diagnostics]
+    low, diagnostics = np.zeros_like(best.distance), [best.diagnostics]
+    doubts = dict.fromkeys(best.warnings())
+    best = AttackResult(*best[: len(AttackResult._fields)])
     counts = attack.norm in ("l0", "l0_pixels")
     for _ in range(halvings):
         width = best.distance - low
@@ -65,7 +93,8 @@ def smallest_budget(
         eps = low + width / 2
         eps = np.floor(eps) if counts else eps
         tried = cascade.run_on(attack, classifier, given._replace(eps=eps).of(open_), progress)
-        doubts.append(tried.diagnostics)
+        diagnostics.append(tried.diagnostics)
+        doubts |= dict.fromkeys(tried.warnings())
         of = np.flatnonzero(open_)
         best.forwards[of] += tried.forwards
         best.backwards[of] += tried.backwards
@@ -75,4 +104,5 @@ def smallest_budget(
         for norm, size in tried.sizes.items():
             best.sizes[norm][won] = size[tried.success]
         low[lost] = eps[lost]
-    return best._replace(diagnostics=cascade.counted_together(doubts))
+    best = best._replace(diagnostics=cascade.counted_together(diagnostics))
+    return BisectionResult(*best, doubts=tuple(doubts))

@@ -6,9 +6,10 @@ from typing import ClassVar, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
-from prunejax.attacks import runner
-from prunejax.attacks.attack import Attack
+from prunejax.attacks import programs, runner
+from prunejax.attacks.attack import Attack, as_attacked
 from prunejax.attacks.diagnostics import Diagnostics
 from prunejax.attacks.inputs import Inputs, validated
 from prunejax.classifier import Classifier
@@ -20,8 +21,8 @@ class Cascade:
 
     Attributes:
       norm: of the budget.
-      members: names and attacks in their order, all in this norm. A minimum-norm attack succeeds
-        where its distance is within the budget.
+      members: names and attacks in their order, all in this norm, and all targeted or none. A
+        minimum-norm attack succeeds where its distance is within the budget.
       individual: every member sees all examples, so that its own robust accuracy is known too; by
         default only those that all before it have left standing. The ensemble's result is the same.
     """
@@ -48,6 +49,18 @@ class Cascade:
                 raise ValueError(
                     f"members has {name!r} in {attack.norm!r}; the budget is in {self.norm!r}."
                 )
+        aimed = [name for name, attack in self.members if attack.targeted]
+        if aimed and len(aimed) < len(names):
+            others = [name for name in names if name not in aimed]
+            raise ValueError(
+                f"members has {aimed}, targeted, beside {others}, untargeted; labels are classes "
+                "to reach or classes to leave, use attacks of one kind."
+            )
+
+    @property
+    def targeted(self) -> bool:
+        """Whether labels are the classes to reach, not the ones to leave."""
+        return self.members[0][1].targeted
 
 
 class CascadeResult(NamedTuple):
@@ -157,6 +170,7 @@ def run_on(
     """`run` on arguments that have been checked; all that it runs has as many lanes."""
     if isinstance(attack, Attack):
         return runner.run(attack, classifier, given, progress)
+    _require_starts(attack, classifier, given)
     number, found, members = len(given.images), None, {}
     by = np.full(number, -1)
     for place, (name, member) in enumerate(attack.members):
@@ -191,6 +205,22 @@ def run_on(
         progress(len(attack.members) * number, len(attack.members) * number)
     found = found._replace(diagnostics=_merged(attack, found.success, members))
     return CascadeResult(*found, by=by, members=members)
+
+
+def _require_starts(cascade: Cascade, classifier: Classifier, given: Inputs) -> None:
+    """Asks every member for the shapes of its state: one that cannot take the images raises here.
+
+    Nothing is compiled. The arguments lie as in `runner.run`, which traces nothing again.
+    """
+    sharding = NamedSharding(given.mesh, PartitionSpec())
+    classifier, key = jax.device_put((classifier, given.key), sharding)
+    first = np.zeros(given.width, np.int32)
+    labels, indices, eps = (part[first] for part in (given.labels, given.indices, given.eps))
+    with jax.default_matmul_precision("highest"):
+        for _, member in cascade.members:
+            attacked, inputs = as_attacked(member, classifier, given.images)
+            examples = inputs[first], labels, indices, first, eps
+            programs.of(member, given.mesh).start.eval_shape(attacked, examples, key)
 
 
 def _merged(cascade: Cascade, success: np.ndarray, members: dict) -> Diagnostics:

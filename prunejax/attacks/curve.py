@@ -1,6 +1,7 @@
 """One attack at a list of budgets, in one call."""
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -8,7 +9,29 @@ import numpy as np
 from prunejax.attacks import cascade
 from prunejax.attacks.attack import Attack
 from prunejax.attacks.inputs import require_attack, validated
+from prunejax.attacks.runner import AttackResult
 from prunejax.classifier import Classifier
+
+
+class CurveResult(NamedTuple):
+    """How many examples an attack leaves right, at growing budgets.
+
+    Attributes:
+      budgets: `[K]` increasing, in the attack's norm.
+      accuracies: `[K]` in [0, 1], the share of examples that is left right at each.
+      result: of the run, with its distances and passes, where one run was all; None where there
+        were several, each on the examples that those before it had left.
+      doubts: reasons to doubt the accuracies, of all runs, each sentence once.
+    """
+
+    budgets: np.ndarray
+    accuracies: np.ndarray
+    result: AttackResult | cascade.CascadeResult | None
+    doubts: tuple[str, ...]
+
+    def warnings(self) -> list[str]:
+        """Reasons to doubt the accuracies, a sentence each."""
+        return list(self.doubts)
 
 
 def robust_accuracies(
@@ -21,7 +44,7 @@ def robust_accuracies(
     key: jax.Array,
     progress: Callable[[int, int], None] | None = None,
     **options,
-) -> np.ndarray:
+) -> CurveResult:
     """Share of examples that an attack leaves right, at each budget: the security curve.
 
     A minimum-norm attack runs once for the whole curve. A fixed-budget attack runs at each budget
@@ -38,7 +61,7 @@ def robust_accuracies(
       **options: `indices`, `batch_size` and `devices` of `attacks.run`.
 
     Returns:
-      `[K]` accuracies in [0, 1].
+      `accuracies` `[K]`, and reasons to doubt them.
 
     Raises:
       ValueError: budgets that do not increase, or an argument out of range; raised before anything
@@ -54,12 +77,14 @@ def robust_accuracies(
     budgets, number = numbers.astype(np.float32), len(given.images)
     if attack.minimum_norm:
         run = cascade.run_on(attack, classifier, given, progress)
-        return np.mean(run.distance > budgets[:, None], axis=1)
-    standing, left = np.arange(number), []
+        left = np.mean(run.distance > budgets[:, None], axis=1)
+        return CurveResult(budgets, left, run, tuple(run.warnings()))
+    standing, left, runs, doubts = np.arange(number), [], 0, {}
     for eps in budgets:
         if len(standing):
             some = given._replace(eps=np.full(number, eps)).of(standing)
             run = cascade.run_on(attack, classifier, some, progress)
-            standing = standing[~run.success]
+            standing, runs = standing[~run.success], runs + 1
+            doubts |= dict.fromkeys(run.warnings())
         left.append(len(standing) / number)
-    return np.array(left)
+    return CurveResult(budgets, np.array(left), run if runs == 1 else None, tuple(doubts))

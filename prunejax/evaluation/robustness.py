@@ -24,8 +24,10 @@ from prunejax.evaluation import records
 
 Progress = Callable[[str, int, int], None]
 
-# Records are written after that many examples, so that a run which is stopped loses no more.
-EXAMPLES_A_WRITE = 1000
+# Records are written after as many examples as fill the lanes that often: a run which is stopped
+# loses no more. At the end of each part lanes run empty, so not after every one; and with two, no
+# part has fewer examples than lanes, which would be programs of fewer lanes to compile.
+ROUNDS_A_WRITE = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +113,7 @@ def evaluate(
       classifier: under attack.
       dataset: the attacked examples, the same for every classifier compared.
       protocols: which attacks.
-      directory: one Parquet file an attack, written every `EXAMPLES_A_WRITE` examples.
+      directory: one Parquet file an attack, written every 2 `batch_size` examples or sooner.
       seed: of the attacks' random numbers.
       batch_size: examples under attack at a time.
       progress: called with (what is done, examples done, examples in all), where what is done is
@@ -140,9 +142,7 @@ def evaluate(
         for number, budget in enumerate(budgets):
             add(_fallen(done, budget))
             missing = np.setdiff1d(np.arange(len(images)), at_budget(done, budget)["index"])
-            for part in np.split(missing, range(EXAMPLES_A_WRITE, len(missing), EXAMPLES_A_WRITE)):
-                if not len(part):
-                    continue
+            for part in _parts(missing, batch_size):
                 before = number * len(images) + len(at_budget(done, budget))
 
                 def report(examples, _, name=protocol.name, before=before, budgets=budgets):
@@ -189,11 +189,17 @@ def is_complete(table: pa.Table, protocol: Protocol, examples: int) -> bool:
     return all(len(at_budget(table, budget)) == examples for budget in _budgets(protocol))
 
 
-def _attack_together(attack, classifier, images, labels, indices, **options) -> dict:
-    """Attacks these examples; of several processes each does a share, and all get the whole.
+def _parts(indices: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """Examples to attack between two writes: as few parts as may be, and equal but for one example.
 
-    Each keeps the warnings of its own share.
+    With `batch_size` lanes in each process.
     """
+    most = max(1, ROUNDS_A_WRITE * batch_size * jax.process_count())  # attacks.run refuses less
+    return np.array_split(indices, -(-len(indices) // most)) if len(indices) else []
+
+
+def _attack_together(attack, classifier, images, labels, indices, **options) -> dict:
+    """Attacks these examples; of several processes each does a share, and all get the whole."""
     processes = jax.process_count()
     share = -(-len(indices) // processes)
     padded = np.resize(indices, share * processes)  # shares of one size: some are done twice
@@ -203,7 +209,17 @@ def _attack_together(attack, classifier, images, labels, indices, **options) -> 
     if processes > 1:
         found = jax.tree.map(np.ravel, multihost_utils.process_allgather(found))
     found = jax.tree.map(lambda part: part[: len(indices)], found)
-    return found | {"warnings": result.warnings()}
+    return found | {"warnings": _of_all_processes(result.warnings())}
+
+
+def _of_all_processes(sentences: list[str]) -> list[str]:
+    """Those of all processes, each once."""
+    text = np.frombuffer(json.dumps(sentences).encode(), np.uint8)
+    longest = np.max(multihost_utils.process_allgather(np.int32(len(text))))
+    # What is gathered has one shape; blanks after JSON mean nothing.
+    padded = np.pad(text, (0, longest - len(text)), constant_values=ord(" "))
+    texts = multihost_utils.process_allgather(padded).reshape(-1, longest)
+    return list(dict.fromkeys(one for text in texts for one in json.loads(text.tobytes())))
 
 
 def at_budget(table: pa.Table, budget: float | None) -> pa.Table:

@@ -57,10 +57,10 @@ def accuracy_under(
         raise ValueError("attack is targeted; accuracy needs one that only leaves the true class.")
 
     def accuracy(params: Any) -> float:
-        (left,) = attacks.robust_accuracies(
+        curve = attacks.robust_accuracies(
             attack, classifier.with_params(params), images, labels, [eps],
             key=key, batch_size=batch_size,
         )  # fmt: skip
-        return float(left)
+        return float(curve.accuracies[0])
 
     return accuracy

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from prunejax import attacks
+from prunejax.attacks import runner
 from prunejax.classifier import Classifier
 from tests.linear_models import minimum_distances, random_linear
 
@@ -135,8 +136,9 @@ def test_curves_and_bisection_keep_the_lanes_and_count_what_is_unconfirmed():
     before = len(network.traced)
 
     budgets = [0.05, 0.15, 0.22]
-    left = attacks.robust_accuracies(Claiming(), *some, budgets, **options)
-    np.testing.assert_allclose(left, [56 / 70, 28 / 70, 8 / 70])  # the last of 28 examples
+    curve = attacks.robust_accuracies(Claiming(), *some, budgets, **options)
+    # The last run sees 28 examples.
+    np.testing.assert_allclose(curve.accuracies, [56 / 70, 28 / 70, 8 / 70])
 
     nearest = attacks.smallest_budget(Claiming(), *some, upper=0.11, halvings=3, **options)
     fallen = distances < 0.11
@@ -161,9 +163,13 @@ def test_masked_gradients_are_noticed():
     images, labels = np.full((5, 1, 1, 1), 0.45, np.float32), np.zeros(5, int)
     members = (("pgd", attacks.PGD(steps=5)), ("square", attacks.Square(steps=30)))
     cascade = attacks.Cascade(norm="linf", members=(("fgsm", attacks.FGSM()), members[1]))
-    result = attacks.run(cascade, Classifier(None, _masked), images, labels, key=KEY, eps=0.1)
+    some = cascade, Classifier(None, _masked), images, labels
+    result = attacks.run(*some, key=KEY, eps=0.1)
     assert np.array_equal(result.by, [1] * 5)
-    assert any("gradients may be masked" in warning for warning in result.warnings())
+    curve = attacks.robust_accuracies(*some, [0.02, 0.1], key=KEY)
+    nearest = attacks.smallest_budget(*some, upper=0.1, key=KEY, halvings=2)
+    for each in (result, curve, nearest):
+        assert any("gradients may be masked" in warning for warning in each.warnings())
 
 
 @pytest.mark.parametrize(
@@ -203,10 +209,72 @@ def test_a_curve_is_one_minus_the_distribution_of_the_distances(attack, linear_c
     problem = random_linear(1, (20,), classes=2)
     exact = np.sort(minimum_distances(problem, "linf"))
     budgets = [0.0, *(exact[:-1] + exact[1:]) / 2, 2.0]
-    accuracies = attacks.robust_accuracies(
+    curve = attacks.robust_accuracies(
         attack, linear_classifier(problem), problem.images, problem.labels, budgets, key=KEY
     )
-    np.testing.assert_allclose(accuracies, 1 - np.arange(9) / 8)
+    np.testing.assert_allclose(curve.accuracies, 1 - np.arange(9) / 8)
+    np.testing.assert_allclose(curve.budgets, budgets, rtol=1e-6)
+    assert curve.warnings() == []
+    if attack.minimum_norm:
+        np.testing.assert_allclose(np.sort(curve.result.distance), exact, rtol=0.01)
+    else:  # many runs, none of which saw all
+        assert curve.result is None
+
+
+def _threshold(_, images):
+    """Class 1 above 0.5, never class 2."""
+    x = images[:, 0]
+    return jnp.stack([jnp.full_like(x, 0.5), x, -x], axis=1)
+
+
+FGSM_THEN_APGD_T = attacks.Cascade(
+    norm="linf",
+    members=(("fgsm", attacks.FGSM()), ("apgd_t", attacks.APGD(steps=5, loss="dlr", targets=2))),
+)
+REPLACED = "apgd_t: loss 'dlr' needs more classes than there are; 'margin' was used."
+
+
+@pytest.mark.parametrize("attack", [attacks.FGSM(), attacks.DeepFool(norm="linf")])
+def test_every_wrapper_says_that_outputs_are_probabilities(attack):
+    """Once, however many runs say it."""
+    classifier = Classifier(None, lambda _, images: jax.nn.softmax(_threshold(None, images)))
+    some = classifier, np.array([[0.3], [0.4]], np.float32), np.zeros(2, int)
+    results = [attacks.robust_accuracies(attack, *some, [0.05, 0.15, 0.25], key=KEY)]
+    np.testing.assert_array_equal(results[0].accuracies, [1, 0.5, 0])
+    if not attack.minimum_norm:
+        results.append(attacks.smallest_budget(attack, *some, upper=0.25, halvings=3, key=KEY))
+    for result in results:
+        (warning,) = result.warnings()
+        assert "look like probabilities" in warning
+
+
+def test_bisection_and_curves_say_what_a_later_run_or_member_says():
+    """FGSM leaves the other attack nothing at 0.3, and all of it at 0.15."""
+    images, labels = np.full((3, 1), 0.3, np.float32), np.zeros(3, int)
+    some = Classifier(None, _threshold), images, labels
+    largest = attacks.run(FGSM_THEN_APGD_T, *some, eps=0.3, key=KEY)
+    assert list(largest.members) == ["fgsm"]
+    assert largest.warnings() == []
+    nearest = attacks.smallest_budget(FGSM_THEN_APGD_T, *some, upper=0.3, halvings=4, key=KEY)
+    assert nearest.warnings() == [REPLACED]
+    curve = attacks.robust_accuracies(FGSM_THEN_APGD_T, *some, [0.1, 0.15, 0.3], key=KEY)
+    np.testing.assert_array_equal(curve.accuracies, [1, 1, 0])
+    assert curve.warnings() == [REPLACED]
+
+
+def test_a_member_that_cannot_take_the_images_says_so_before_any_has_run(monkeypatch):
+    monkeypatch.setattr(runner, "run", lambda *_, **__: pytest.fail("a member has run"))
+    classifier = Classifier(None, lambda _, images: images.reshape(len(images), -1)[:, :4])
+    some = classifier, np.full((2, 2, 2, 2, 1), 0.5, np.float32), np.zeros(2, int)
+    autoattack = attacks.autoattack()
+    assert isinstance(autoattack.members[-1][1], attacks.Square)
+    for way in (
+        lambda: attacks.run(autoattack, *some, eps=0.1, key=KEY),
+        lambda: attacks.smallest_budget(autoattack, *some, upper=0.1, key=KEY),
+        lambda: attacks.robust_accuracies(autoattack, *some, [0.1], key=KEY),
+    ):
+        with pytest.raises(ValueError, match=r"images has shape \[N, 2, 2, 2, 1\]; Square needs"):
+            way()
 
 
 def test_wrong_arguments_are_named(relu_network):
@@ -214,6 +282,10 @@ def test_wrong_arguments_are_named(relu_network):
     some = relu_network.classifier, images, labels
     with pytest.raises(ValueError, match=r"'ddn' in 'l2'; the budget is in 'linf'"):
         attacks.Cascade(norm="linf", members=(("ddn", attacks.DDN()),))
+    mixed = ("left", attacks.FGSM()), ("reached", attacks.PGD(targeted=True))
+    for members in (mixed, mixed[::-1]):
+        with pytest.raises(ValueError, match=r"\['reached'\], targeted, beside \['left'\], untarg"):
+            attacks.Cascade(norm="linf", members=members)
     with pytest.raises(ValueError, match="members is empty"):
         attacks.Cascade(norm="linf", members=())
     cascade = attacks.Cascade(norm="linf", members=MEMBERS)

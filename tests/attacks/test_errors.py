@@ -148,6 +148,14 @@ def test_a_classifier_without_logits():
     refused("classifier", "(2, 3, 2, 1)", classifier=Classifier(None, images_back))
 
 
+def test_a_classifier_of_decisions():
+    decided = Classifier(
+        CLASSIFIER.variables,
+        lambda v, images: jax.nn.one_hot(logits(v, images).argmax(1), 3, dtype=int),
+    )
+    refused("classifier returns", "int32", "before any argmax", classifier=decided)
+
+
 def test_a_classifier_of_one_class():
     sigmoid = Classifier(np.zeros((6, 1), np.float32), logits)
     refused("classifier", "(2, 1)", "at least 2 classes", classifier=sigmoid, labels=0 * LABELS)
@@ -247,9 +255,9 @@ OUT_OF_RANGE = {
     "pgd": [
         ("steps", 2.5, "integer"),
         ("targets", -1, "integer of at least 0"),
-        ("relative_step", 0.0, "positive"),
-        ("relative_step", -0.5, "positive"),
-        ("momentum", -0.5, "at least 0"),
+        ("relative_step", 0.0, "(0, inf)"),
+        ("relative_step", -0.5, "(0, inf)"),
+        ("momentum", -0.5, "[0, inf)"),
     ],
     "apgd": [
         ("alpha", 0.0, "(0, 1]"),
@@ -259,40 +267,39 @@ OUT_OF_RANGE = {
         ("share", 1.0, "(0, 1)"),
         ("larger_budgets", True, "'l1'"),
     ],
-    "deepfool": [("candidates", 0, "at least 1"), ("overshoot", -2, "at least 0")],
+    "deepfool": [("candidates", 0, "at least 1"), ("overshoot", -2, "[0, inf)")],
     "fab": [
         ("candidates", 0, "at least 1"),
         ("alpha_max", 1.1, "[0, 1]"),
-        ("eta", 0.9, "at least 1"),
+        ("eta", 0.9, "[1, inf)"),
         ("beta", 0.0, "(0, 1]"),
     ],
     "fmn": [
-        ("alpha", 0.0, "positive"),
+        ("alpha", 0.0, "(0, inf)"),
         ("gamma", 1.0, "(0, 1)"),
         ("gamma_final", 0.1, "(0, gamma = 0.05]"),
     ],
     "ddn": [
         ("gamma", 0.0, "(0, 1)"),
-        ("init_eps", -1.0, "positive"),
+        ("init_eps", -1.0, "(0, inf)"),
         ("levels", 1, "at least 2"),
     ],
     "carlini_wagner": [
         ("rounds", 9001, "from 1 to steps = 9000"),
-        ("learning_rate", 0.0, "positive"),
-        ("initial_c", -1.0, "positive"),
-        ("confidence", -0.5, "at least 0"),
+        ("learning_rate", 0.0, "(0, inf)"),
+        ("initial_c", -1.0, "(0, inf)"),
+        ("confidence", -0.5, "[0, inf)"),
     ],
     "pdpgd": [
-        ("learning_rate", 0.0, "positive"),
+        ("learning_rate", 0.0, "(0, inf)"),
         ("learning_rate_decay", 2.0, "(0, 1]"),
-        ("dual_rate", -1.0, "positive"),
+        ("dual_rate", -1.0, "(0, inf)"),
         ("dual_mean", 1.0, "[0, 1)"),
         ("initial_ratio", 0.0, "(1e-6, 1e6)"),
     ],
     "jsma": [
         ("theta", 0.0, "[-1, 1]"),
         ("theta", 1.5, "[-1, 1]"),
-        ("restarts", 2, "draws nothing at random"),
     ],
     "one_pixel": [
         ("population", 3, "integer of at least 4"),
@@ -301,16 +308,16 @@ OUT_OF_RANGE = {
         ("differential_weight", 0.0, "(0, 2]"),
     ],
     "sigma_zero": [
-        ("learning_rate", 0.0, "positive"),
-        ("sigma", -1.0, "positive"),
-        ("tau_step", 0.0, "positive"),
+        ("learning_rate", 0.0, "(0, inf)"),
+        ("sigma", -1.0, "(0, inf)"),
+        ("tau_step", 0.0, "(0, inf)"),
         ("tau", -1, "[0, 1]"),
     ],
     "square": [("p_init", 0.0, "(0, 1]"), ("p_init", 1.5, "(0, 1]")],
     "sparse_rs": [("alpha_init", 0.0, "(0, 1]"), ("alpha_init", 1.5, "(0, 1]")],
     "brendel_bethge": [
         ("overshoot", 0.9, "[1, 2)"),
-        ("lr", 0.0, "positive"),
+        ("lr", 0.0, "(0, inf)"),
         ("lr_decay", 1.5, "(0, 1]"),
         ("momentum", 1.0, "[0, 1)"),
         ("tries", 0, "integer of at least 1"),
@@ -331,6 +338,52 @@ def test_hyperparameters_out_of_range(name):
         message = re.escape(f"{option} is {value}") + ".*; .*" + re.escape(advice)
         with pytest.raises(ValueError, match=message):
             attacks.create(name, **{option: value})
+
+
+FLOATS = [
+    (name, field.name)
+    for name, attack in attacks.ATTACKS.items()
+    for field in dataclasses.fields(attack)
+    if field.type in (float, float | None)
+]
+
+
+@pytest.mark.parametrize(("name", "option"), FLOATS)
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_hyperparameters_that_are_not_finite(name, option, value):
+    with pytest.raises(ValueError, match=f"^{option} is {value}; it must lie in "):
+        attacks.create(name, **{option: value})
+
+
+def test_a_hyperparameter_that_is_no_number():
+    for value in ("0.5", True):
+        with pytest.raises(ValueError, match=f"momentum is {value!r}; it must lie in "):
+            attacks.PGD(momentum=value)
+
+
+DETERMINISTIC = [
+    "fgsm", "deepfool", "fab", "fmn", "ddn", "carlini_wagner", "pdpgd", "jsma", "sigma_zero",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [*((name, {}) for name in DETERMINISTIC), ("pgd", {"random_start": False})]
+)
+def test_restarts_of_a_deterministic_attack(name, options):
+    with pytest.raises(ValueError, match=r"restarts is 2; .* draws nothing at random"):
+        attacks.create(name, restarts=2, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "advice"),
+    [
+        ("fgsm", {}, "another loss, or PGD with random_start=True"),
+        ("pgd", {"random_start": False}, "random_start=True or use another loss"),
+    ],
+)
+def test_a_loss_without_a_gradient_at_the_start(name, options, advice):
+    with pytest.raises(ValueError, match=f"loss is 'kl'.*gradient is 0.*{advice}"):
+        attacks.create(name, loss="kl", **options)
 
 
 @pytest.mark.parametrize("name", ["fgsm", "pgd", "apgd", "ddn", "square", "sparse_rs"])

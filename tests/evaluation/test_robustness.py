@@ -1,6 +1,8 @@
 """Records of evaluations that were stopped, and what is read off incomplete ones."""
 
+import concurrent.futures
 import dataclasses
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ import pyarrow.compute as pc
 import pytest
 
 from prunejax import attacks, models
+from prunejax.attacks.lanes import lane_count
 from prunejax.classifier import Classifier, Network
 from prunejax.data import Dataset
 from prunejax.evaluation import (
@@ -42,11 +45,6 @@ def _rows(table):
     return table.sort_by([("attack", "ascending"), ("budget", "ascending"), ("index", "ascending")])
 
 
-@pytest.fixture
-def few_a_write(monkeypatch):
-    monkeypatch.setattr(robustness, "EXAMPLES_A_WRITE", 4)
-
-
 def test_accuracies_are_those_of_the_threshold(tmp_path):
     calls = {"predictions": [], "pgd": [], "deepfool": []}
     table = evaluate(
@@ -69,8 +67,8 @@ def test_accuracies_are_those_of_the_threshold(tmp_path):
             assert robust_accuracy(own, budget) == pytest.approx(np.mean(x + budget < 0.5))
 
 
-def test_an_evaluation_stopped_anywhere_goes_on_where_it_was(tmp_path, monkeypatch, few_a_write):
-    whole = evaluate(CLASSIFIER, DATASET, PROTOCOLS, tmp_path / "whole", batch_size=8)
+def test_an_evaluation_stopped_anywhere_goes_on_where_it_was(tmp_path, monkeypatch):
+    whole = evaluate(CLASSIFIER, DATASET, PROTOCOLS, tmp_path / "whole", batch_size=4)
     run, attacked = attacks.run, []
 
     def stops_at_every_third_call(attack, classifier, images, labels, **options):
@@ -83,7 +81,7 @@ def test_an_evaluation_stopped_anywhere_goes_on_where_it_was(tmp_path, monkeypat
     monkeypatch.setattr(attacks, "run", stops_at_every_third_call)
     for _ in range(50):
         try:
-            table = evaluate(CLASSIFIER, DATASET, PROTOCOLS, tmp_path / "parts", batch_size=8)
+            table = evaluate(CLASSIFIER, DATASET, PROTOCOLS, tmp_path / "parts", batch_size=4)
             break
         except KeyboardInterrupt:
             continue
@@ -91,6 +89,56 @@ def test_an_evaluation_stopped_anywhere_goes_on_where_it_was(tmp_path, monkeypat
     assert _rows(table).equals(_rows(whole))
     done = [call for call in attacked if call is not None]
     assert len(set(done)) == len(done), "nothing is attacked twice"
+    assert max(len(indices) for *_, indices in done) <= 8, "a stop loses no more"
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_what_is_written_at_once_is_little_and_needs_no_other_lanes(processes, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: processes)
+
+    def lanes(examples):
+        return lane_count(-(-examples // processes), 64, devices=1)
+
+    for number in range(1, 600):
+        parts = robustness._parts(np.arange(number), batch_size=64)
+        assert np.array_equal(np.concatenate(parts), np.arange(number))
+        assert max(map(len, parts)) <= 2 * 64 * processes
+        assert {lanes(len(part)) for part in parts} == {lanes(number)}
+    assert robustness._parts(np.arange(0), batch_size=64) == []
+
+
+def test_a_stop_of_a_thousand_examples_in_the_usual_lanes_loses_half():
+    assert [len(part) for part in robustness._parts(np.arange(1000), batch_size=256)] == [500, 500]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "together"),
+    [
+        (["both"], ["both", "a longer one — second"], ["both", "a longer one — second"]),
+        (["first", "both"], ["both", "second"], ["first", "both", "second"]),
+        (["first"], [], ["first"]),
+        ([], [], []),
+    ],
+)
+def test_all_processes_know_the_warnings_of_each(first, second, together, monkeypatch):
+    """Two threads as two processes; arrays of different shapes cannot be gathered."""
+    own, meeting, brought = threading.local(), threading.Barrier(2, timeout=30), [None, None]
+
+    def process_allgather(array):
+        brought[own.process] = array
+        meeting.wait()
+        gathered = np.stack(brought)
+        meeting.wait()
+        return gathered
+
+    def process(number, sentences):
+        own.process = number
+        return robustness._of_all_processes(sentences)
+
+    monkeypatch.setattr(robustness.multihost_utils, "process_allgather", process_allgather)
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        heard = list(pool.map(process, range(2), (first, second)))
+    assert heard == [together] * 2
 
 
 def test_records_of_something_else_are_not_taken_for_these(tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from tests.linear_models import minimum_distance, random_linear
 DENSITIES, EPS = (0.25, 0.5, 0.75), 0.05
 PROBLEM = random_linear(1, (3, 4), classes=2, examples=30)
 FGSM = attacks.FGSM(norm="linf")  # one step is all that a linear model with two classes takes
+TARGETED = attacks.FGSM(norm="linf", targeted=True)
 
 
 def apply_fn(variables, images):
@@ -105,7 +106,11 @@ def test_densities_of_equal_robust_accuracy_are_more_robust_than_equal_densities
         ({"images": PROBLEM.images[:0]}, "images is empty"),
         ({"labels": PROBLEM.labels[:3]}, "labels has 3 entries for 30 images"),
         ({"eps": -0.1}, r"eps is -0\.1"),
-        ({"attack": attacks.FGSM(norm="linf", targeted=True)}, "attack is targeted"),
+        ({"attack": TARGETED}, "attack is targeted"),
+        (
+            {"attack": attacks.Cascade(norm="linf", members=(("fgsm", TARGETED),))},
+            "attack is targeted",
+        ),
     ],
 )
 def test_bad_input_is_refused_at_once(classifier, options, message):
