@@ -144,12 +144,9 @@ class APGD(Attack):
     def __post_init__(self):
         super().__post_init__()
         names.lookup("loss", self.loss, losses.LOSSES)
-        if not 0 < self.alpha <= 1:
-            raise ValueError(f"alpha is {self.alpha}; it must lie in (0, 1].")
-        if not 0 <= self.rho <= 1:
-            raise ValueError(f"rho is {self.rho}; it must lie in [0, 1].")
-        if not 0 < self.share < 1:
-            raise ValueError(f"share is {self.share}; it must lie in (0, 1).")
+        self._numbers("alpha", within="(0, 1]")
+        self._numbers("rho", within="[0, 1]")
+        self._numbers("share", within="(0, 1)")
         if self.larger_budgets and self.norm != "l1":
             raise ValueError(
                 f"larger_budgets is True with norm {self.norm!r}; it is for 'l1', leave it out."

@@ -6,6 +6,7 @@ In the docstrings of attacks `[...]` is the shape of that image, `[H, W, C]` or 
 """
 
 import dataclasses
+import numbers
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
@@ -119,10 +120,20 @@ class Attack:
     def _integers(self, *of: str, least: int) -> None:
         """Raises a ValueError unless these hyperparameters are integers of at least `least`."""
         for name in of:
+            check_integer(name, getattr(self, name), least=least)
+
+    def _numbers(self, *of: str, within: str) -> None:
+        """Raises a ValueError unless these hyperparameters lie in an interval, say "(0, 1]".
+
+        What ends in "inf)" takes finite numbers only.
+        """
+        low, high = map(float, within[1:-1].split(","))
+        ends = [end for end, bracket in ((low, within[0]), (high, within[-1])) if bracket in "[]"]
+        for name in of:
             value = getattr(self, name)
-            whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-            if not whole or value < least:
-                raise ValueError(f"{name} is {value!r}; an integer of at least {least} is needed.")
+            number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+            if not number or not (low < value < high or value in ends):
+                raise ValueError(f"{name} is {value!r}; it must lie in {within}.")
 
     def passes(self, classes: int) -> tuple[Passes, Passes, Passes]:
         """What `init`, a `step` and `result` cost in a network with that many classes."""
@@ -228,6 +239,13 @@ class Attack:
         better = adversarial & (distance < best.distance)
         candidate = Found(x, adversarial, distance)
         return jax.tree.map(lambda new, old: jnp.where(better, new, old), candidate, best)
+
+
+def check_integer(name: str, value: Any, *, least: int) -> None:
+    """Raises a ValueError that names the argument unless it is an integer of at least `least`."""
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not whole or value < least:
+        raise ValueError(f"{name} is {value!r}; an integer of at least {least} is needed.")
 
 
 def logits_of(classifier: Differentiable, image: jax.Array) -> jax.Array:

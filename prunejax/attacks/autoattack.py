@@ -1,6 +1,7 @@
 """AutoAttack, and its counterpart for L0: cascades of complementary attacks."""
 
 from prunejax.attacks.apgd import APGD
+from prunejax.attacks.attack import check_integer
 from prunejax.attacks.cascade import Cascade
 from prunejax.attacks.fab import FAB
 from prunejax.attacks.fmn import FMN
@@ -76,10 +77,11 @@ def l0_ensemble(
       individual: as in `Cascade`.
 
     Raises:
-      ValueError: another norm.
+      ValueError: another norm, or steps or queries that are no integers of at least 1.
     """
     if norm not in ("l0", "l0_pixels"):
         raise ValueError(f"norm is {norm!r}; the L0 ensemble counts in 'l0' or 'l0_pixels'.")
+    check_integer("queries", queries, least=1)  # Sparse-RS would call them steps
     members = {
         "sigma_zero": SigmaZero(steps=steps),
         "fmn": FMN(norm="l0", steps=steps),

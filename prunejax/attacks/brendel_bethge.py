@@ -93,14 +93,11 @@ class BrendelBethge(Attack):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 1 <= self.overshoot < 2:
-            raise ValueError(f"overshoot is {self.overshoot}; it must lie in [1, 2).")
-        if self.lr is not None and not self.lr > 0:
-            raise ValueError(f"lr is {self.lr}; it must be positive.")
-        if not 0 < self.lr_decay <= 1:
-            raise ValueError(f"lr_decay is {self.lr_decay}; it must lie in (0, 1].")
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum is {self.momentum}; it must lie in [0, 1).")
+        self._numbers("overshoot", within="[1, 2)")
+        if self.lr is not None:
+            self._numbers("lr", within="(0, inf)")
+        self._numbers("lr_decay", within="(0, 1]")
+        self._numbers("momentum", within="[0, 1)")
         self._integers("lr_num_decay", "halvings", "tries", least=1)
 
     @property

@@ -90,11 +90,8 @@ class CarliniWagner(Attack):
             raise ValueError(
                 f"rounds is {self.rounds!r}; an integer from 1 to steps = {self.steps} is needed."
             )
-        for name in ("learning_rate", "initial_c"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive.")
-        if not self.confidence >= 0:
-            raise ValueError(f"confidence is {self.confidence}; it must be at least 0.")
+        self._numbers("learning_rate", "initial_c", within="(0, inf)")
+        self._numbers("confidence", within="[0, inf)")
 
     @property
     def iterations(self) -> int:

@@ -68,6 +68,7 @@ class DDN(Attack):
     levels: int | None = None
 
     supported: ClassVar[tuple[str, ...]] = ("l2",)
+    draws: ClassVar[bool] = False  # but where the gradient is zero
     reference: ClassVar[str] = "Rony et al. 2019"
     entrywise: ClassVar[bool] = True
     minimum_norm: ClassVar[bool] = True
@@ -75,10 +76,8 @@ class DDN(Attack):
     def __post_init__(self):
         super().__post_init__()
         names.lookup("loss", self.loss, losses.LOSSES)
-        if not 0 < self.gamma < 1:
-            raise ValueError(f"gamma is {self.gamma}; it must lie in (0, 1).")
-        if not self.init_eps > 0:
-            raise ValueError(f"init_eps is {self.init_eps}; it must be positive.")
+        self._numbers("gamma", within="(0, 1)")
+        self._numbers("init_eps", within="(0, inf)")
         if self.levels is not None:
             self._integers("levels", least=2)
 

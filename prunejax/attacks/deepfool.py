@@ -72,8 +72,7 @@ class DeepFool(Attack):
     def __post_init__(self):
         super().__post_init__()
         self._integers("candidates", least=1)
-        if not self.overshoot >= 0:
-            raise ValueError(f"overshoot is {self.overshoot}; it must be at least 0.")
+        self._numbers("overshoot", within="[0, inf)")
 
     def passes(self, classes: int) -> tuple[Passes, Passes, Passes]:
         rivals = 1 if self.targeted or self.targets else min(self.candidates, classes - 1)

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from prunejax.attacks.attack import check_integer
 from prunejax.classifier import Classifier
 
 Randomised = Callable[[Any, jax.Array, jax.Array], jax.Array]
@@ -47,8 +48,7 @@ class Expectation:
     seed: int = 0
 
     def __post_init__(self):
-        if self.samples < 1:
-            raise ValueError(f"samples is {self.samples}; at least 1 draw is needed.")
+        check_integer("samples", self.samples, least=1)
 
     def __call__(self, variables: Any, images: jax.Array) -> jax.Array:
         def one(image):
@@ -72,7 +72,7 @@ def expectation(
       seed: of the draws.
 
     Raises:
-      ValueError: fewer than one draw.
+      ValueError: `samples` is no integer of at least 1.
     """
     return Classifier(variables, Expectation(apply_fn, samples, seed))
 

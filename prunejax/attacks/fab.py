@@ -81,12 +81,9 @@ class FAB(Attack):
     def __post_init__(self):
         super().__post_init__()
         self._integers("candidates", least=1)
-        if not 0 <= self.alpha_max <= 1:
-            raise ValueError(f"alpha_max is {self.alpha_max}; it must lie in [0, 1].")
-        if not self.eta >= 1:
-            raise ValueError(f"eta is {self.eta}; it must be at least 1.")
-        if not 0 < self.beta <= 1:
-            raise ValueError(f"beta is {self.beta}; it must lie in (0, 1].")
+        self._numbers("alpha_max", within="[0, 1]")
+        self._numbers("eta", within="[1, inf)")
+        self._numbers("beta", within="(0, 1]")
 
     @property
     def draws(self) -> bool:

@@ -39,10 +39,10 @@ class FGSM(Attack):
 
     Attributes:
       steps: 1 and no other number.
-      loss: what is maximised, a key of `losses.LOSSES`.
+      loss: what is maximised, a key of `losses.LOSSES` other than "kl".
 
     Raises:
-      ValueError: a hyperparameter out of its range, or an unknown norm or loss.
+      ValueError: a hyperparameter out of its range, an unknown norm or loss, or "kl".
     """
 
     norm: str = "linf"
@@ -56,6 +56,11 @@ class FGSM(Attack):
     def __post_init__(self):
         super().__post_init__()
         names.lookup("loss", self.loss, losses.LOSSES)
+        if self.loss == "kl":
+            raise ValueError(
+                "loss is 'kl'; its gradient is 0 at the clean image, the only place where FGSM "
+                "looks: use another loss, or PGD with random_start=True."
+            )
         if self.steps != 1:
             raise ValueError(f"steps is {self.steps}; FGSM makes 1 step, use PGD for more.")
 

@@ -77,10 +77,9 @@ class FMN(Attack):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.alpha is not None and not self.alpha > 0:
-            raise ValueError(f"alpha is {self.alpha}; it must be positive.")
-        if not 0 < self.gamma < 1:
-            raise ValueError(f"gamma is {self.gamma}; it must lie in (0, 1).")
+        if self.alpha is not None:
+            self._numbers("alpha", within="(0, inf)")
+        self._numbers("gamma", within="(0, 1)")
         if not 0 < self.gamma_final <= self.gamma:
             raise ValueError(
                 f"gamma_final is {self.gamma_final}; it must lie in (0, gamma = {self.gamma}]."

@@ -93,10 +93,7 @@ class OnePixel(Attack):
         super().__post_init__()
         self._integers("pixels", "slice_size", least=1)
         self._integers("population", least=4)
-        if not 0 < self.differential_weight <= 2:
-            raise ValueError(
-                f"differential_weight is {self.differential_weight}; it must lie in (0, 2]."
-            )
+        self._numbers("differential_weight", within="(0, 2]")
         names.lookup("strategy", self.strategy, dict.fromkeys(("both", "best1", "rand1")))
         names.lookup("loss", self.loss, losses.LOSSES)
 

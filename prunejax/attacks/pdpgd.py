@@ -84,17 +84,10 @@ class PDPGD(Attack):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("learning_rate", "dual_rate"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive.")
-        if not 0 < self.learning_rate_decay <= 1:
-            raise ValueError(
-                f"learning_rate_decay is {self.learning_rate_decay}; it must lie in (0, 1]."
-            )
-        if not 0 <= self.dual_mean < 1:
-            raise ValueError(f"dual_mean is {self.dual_mean}; it must lie in [0, 1).")
-        if not 1e-6 < self.initial_ratio < 1e6:
-            raise ValueError(f"initial_ratio is {self.initial_ratio}; it must lie in (1e-6, 1e6).")
+        self._numbers("learning_rate", "dual_rate", within="(0, inf)")
+        self._numbers("learning_rate_decay", within="(0, 1]")
+        self._numbers("dual_mean", within="[0, 1)")
+        self._numbers("initial_ratio", within="(1e-6, 1e6)")
 
     def init(self, classifier, image, goal, key, eps) -> PDPGDState:
         del classifier, key, eps

@@ -48,7 +48,7 @@ class PGD(Attack):
     adversarial attacks with momentum", equations 6 and 7.
 
     Attributes:
-      loss: what is maximised, a key of `losses.LOSSES`.
+      loss: what is maximised, a key of `losses.LOSSES`; "kl" needs the random start.
       relative_step: step length alpha as a share of eps, positive; by default 2.5 / steps in Linf
         and L2, 0.2 in L1. In L0 it is not a share of eps: how far the average entry moves, in units
         of the pixels' range. The default, 6, takes the steepest far beyond the box, so that how far
@@ -59,7 +59,8 @@ class PGD(Attack):
       random_start: start at a random point of ball and box instead of the clean image.
 
     Raises:
-      ValueError: a hyperparameter out of its range, or an unknown norm or loss.
+      ValueError: a hyperparameter out of its range, an unknown norm or loss, or "kl" without
+        `random_start`.
     """
 
     norm: str = "linf"
@@ -78,10 +79,14 @@ class PGD(Attack):
     def __post_init__(self):
         super().__post_init__()
         names.lookup("loss", self.loss, losses.LOSSES)
-        if self.relative_step is not None and not self.relative_step > 0:
-            raise ValueError(f"relative_step is {self.relative_step}; it must be positive.")
-        if not self.momentum >= 0:
-            raise ValueError(f"momentum is {self.momentum}; it must be at least 0.")
+        if self.loss == "kl" and not self.random_start:
+            raise ValueError(
+                "loss is 'kl' without random_start; its gradient is 0 at the clean image, from "
+                "where PGD would not move: set random_start=True or use another loss."
+            )
+        if self.relative_step is not None:
+            self._numbers("relative_step", within="(0, inf)")
+        self._numbers("momentum", within="[0, inf)")
 
     @property
     def draws(self) -> bool:

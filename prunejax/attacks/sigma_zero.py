@@ -76,11 +76,8 @@ class SigmaZero(Attack):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("learning_rate", "sigma", "tau_step"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive.")
-        if not 0 <= self.tau <= 1:
-            raise ValueError(f"tau is {self.tau}; it must lie in [0, 1].")
+        self._numbers("learning_rate", "sigma", "tau_step", within="(0, inf)")
+        self._numbers("tau", within="[0, 1]")
 
     @property
     def draws(self) -> bool:

@@ -52,8 +52,7 @@ class SparseRS(RandomSearch):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 < self.alpha_init <= 1:
-            raise ValueError(f"alpha_init is {self.alpha_init}; it must lie in (0, 1].")
+        self._numbers("alpha_init", within="(0, 1]")
 
     def swaps(self, step: jax.Array, k: jax.Array) -> jax.Array:
         """How many of the k pixels leave after so many steps, at least 1; all are scalars."""
@@ -97,20 +96,16 @@ def _pixels_to_change(eps: jax.Array, pixels: int) -> jax.Array:
 def random_subsets(key: jax.Array, among: jax.Array, count: jax.Array) -> jax.Array:
     """A uniformly random subset of `count` units of each set, as masks.
 
-    Every unit draws a number, its own index in the last bits so that all differ; those below a
-    threshold are taken, and the threshold is bisected until there are `count` of them. A sort takes
-    much longer on a CPU.
+    Every unit draws a number; those below a threshold are taken, and the threshold is bisected
+    until there are `count` of them. A sort takes much longer on a CPU.
 
     Args:
       key: for all sets; right as long as they are disjoint.
       among: `[sets, units]`, the sets as masks.
       count: how many, at most as many as the smallest set has.
     """
-    units = among.shape[1]
-    index_bits, most = (units - 1).bit_length(), 2**30
-    drawn = jax.random.bits(key, (units,)) >> (2 + index_bits)
-    number = (drawn.astype(jnp.int32) << index_bits) | jnp.arange(units)
-    numbers = jnp.where(among, number, most)
+    most = 2**30
+    numbers = jnp.where(among, distinct_numbers(key, among.shape[1]), most)
 
     def halve(bracket):
         low, high, below_high = bracket
@@ -127,3 +122,17 @@ def random_subsets(key: jax.Array, among: jax.Array, count: jax.Array) -> jax.Ar
     bracket = (low, low + most, jnp.sum(among, axis=1, dtype=jnp.int32))
     threshold = jax.lax.while_loop(lambda b: jnp.any(b[2] != count), halve, bracket)[1]
     return numbers < threshold[:, None]
+
+
+def distinct_numbers(key: jax.Array, units: int) -> jax.Array:
+    """`[units]` integers in [0, 2^30) that all differ, in a random order.
+
+    The first bits are random, the last ones the unit's place. In large images many draw the same
+    first bits, so the places are shuffled for each key, by an odd factor and an offset.
+    """
+    place_bits = (units - 1).bit_length()
+    words = jax.random.bits(key, (units,))
+    # Factor and offset are last bits of two words, of which only the first bits are used below.
+    place = (words[0] | 1) * jnp.arange(units, dtype=jnp.uint32) + words[-1]
+    first = words >> (2 + place_bits) << place_bits
+    return (first | (place & (2**place_bits - 1))).astype(jnp.int32)

@@ -55,6 +55,13 @@ def test_the_l0_ensemble_counts_in_one_unit(norm, names):
     assert (found["pgd"].steps, found["pgd"].restarts, found["sparse_rs"].steps) == (50, 10, 77)
 
 
+@pytest.mark.parametrize("argument", ["steps", "queries"])
+@pytest.mark.parametrize("value", [0, 2.5])
+def test_the_l0_ensemble_names_its_own_arguments(argument, value):
+    with pytest.raises(ValueError, match=f"{argument} is {value}; an integer of at least 1"):
+        attacks.create("l0_ensemble", **{argument: value})
+
+
 @pytest.mark.exhaustive
 def test_the_l0_ensemble_succeeds_with_the_fewest_features(linear_classifier):
     problem = random_linear(0, (20,), classes=3)

@@ -76,6 +76,20 @@ def test_without_a_gradient_it_goes_in_a_random_direction():
     assert not np.allclose(states[1].x - image, states[2].x - image, atol=0.01)
 
 
+def test_with_a_gradient_its_key_changes_nothing(linear_classifier):
+    """Which is why it refuses restarts."""
+    problem = random_linear(0, (20,), 3)
+    one, other = (
+        attacks.run(
+            attacks.DDN(steps=30), linear_classifier(problem), problem.images, problem.labels,
+            key=jax.random.key(seed),
+        )
+        for seed in (0, 1)
+    )  # fmt: skip
+    assert np.all(one.success)
+    assert np.array_equal(one.images, other.images)
+
+
 def test_rounding_keeps_grey_levels():
     """A result has as many levels as asked for: it is as near as that grid allows in a plane."""
     W, b = np.array([[1.0, 0.0], [0.0, 0.0]], np.float32), np.array([-0.45, 0.0], np.float32)

@@ -161,6 +161,7 @@ def test_a_network_that_draws_anew_at_each_pass_confirms_by_chance_and_says_so()
     assert any("needs expectation over its randomness" in each for each in result.warnings())
 
 
-def test_fewer_than_one_draw_is_refused():
-    with pytest.raises(ValueError, match="samples is 0; at least 1 draw"):
-        attacks.expectation(noisy, WEIGHTS, samples=0)
+@pytest.mark.parametrize("samples", [0, 2.5, True])
+def test_a_number_of_draws_that_is_none(samples):
+    with pytest.raises(ValueError, match=f"samples is {samples}; an integer of at least 1"):
+        attacks.expectation(noisy, WEIGHTS, samples=samples)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from prunejax import attacks
-from prunejax.attacks.sparse_rs import random_subsets
+from prunejax.attacks.sparse_rs import distinct_numbers, random_subsets
 from tests.attacks.random_walks import assert_search_is_sound, walk
 from tests.attacks.test_closed_form import check_budgets
 from tests.linear_models import minimum_distances, random_linear
@@ -54,6 +54,22 @@ def test_subsets_have_the_right_size_and_are_uniform(units):
             share = count / members.sum()
             deviation = np.sqrt(share * (1 - share) / 4000) + 1e-9
             assert np.all(np.abs(subset.mean(axis=0)[members] - share) < 5 * deviation)
+
+
+@pytest.mark.parametrize(("units", "draws"), [(224 * 224, 1000), (3 * 224 * 224, 300)])
+def test_subsets_of_large_images_are_uniform_and_exact(units, draws):
+    """Here few bits are left to be random: 14 and 12 for each unit."""
+    keys = jax.random.split(KEY, draws)
+    numbers = jax.jit(jax.vmap(lambda key: distinct_numbers(key, units)))
+    chosen = np.ravel([np.argmin(numbers(part), axis=1) for part in keys.reshape(-1, 50)])
+    deviation = np.sqrt(draws / 8 * 7 / 8)
+    for eighth in (8 * chosen // units, chosen % 8):
+        assert np.all(np.abs(np.bincount(eighth, minlength=8) - draws / 8) < 4 * deviation)
+
+    draw = jax.jit(lambda key, count: random_subsets(key, jnp.ones((1, units), bool), count)[0])
+    assert [int(draw(key, 1).argmax()) for key in keys[:5]] == chosen[:5].tolist()
+    for count in (0, 1, 2, 999, units // 2, units - 1, units):
+        assert draw(keys[0], count).sum() == count
 
 
 @pytest.mark.parametrize(
