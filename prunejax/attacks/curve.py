@@ -1,5 +1,6 @@
 """One attack at a list of budgets, in one call."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -47,7 +48,8 @@ def robust_accuracies(
 ) -> CurveResult:
     """Share of examples that an attack leaves right, at each budget: the security curve.
 
-    A minimum-norm attack runs once for the whole curve. A fixed-budget attack runs at each budget
+    A minimum-norm attack runs once for the whole curve, also in a cascade, where it then begins and
+    sees all examples. A fixed-budget attack runs at each budget
     on what the smaller ones have left: the same image lies in the larger ball.
 
     Args:
@@ -75,16 +77,37 @@ def robust_accuracies(
     eps = None if attack.minimum_norm else numbers[-1]
     given = validated(attack, classifier, images, labels, key=key, eps=eps, **options)
     budgets, number = numbers.astype(np.float32), len(given.images)
-    if attack.minimum_norm:
-        run = cascade.run_on(attack, classifier, given, progress)
-        left = np.mean(run.distance > budgets[:, None], axis=1)
-        return CurveResult(budgets, left, run, tuple(run.warnings()))
-    standing, left, runs, doubts = np.arange(number), [], 0, {}
+    once, others = _without_budgets(attack, len(budgets))
+    runs, doubts, nearest = [], {}, np.full(number, np.inf)
+    for name, member in once.items():
+        run = cascade.run_on(member, classifier, given, progress)
+        nearest = np.minimum(nearest, run.distance)
+        runs.append(run)
+        doubts |= dict.fromkeys(f"{name}: {said}" if name else said for said in run.warnings())
+    standing, left = np.arange(number), []
     for eps in budgets:
-        if len(standing):
+        standing = standing[nearest[standing] > eps]
+        if others is not None and len(standing):
             some = given._replace(eps=np.full(number, eps)).of(standing)
-            run = cascade.run_on(attack, classifier, some, progress)
-            standing, runs = standing[~run.success], runs + 1
+            run = cascade.run_on(others, classifier, some, progress)
+            standing = standing[~run.success]
+            runs.append(run)
             doubts |= dict.fromkeys(run.warnings())
         left.append(len(standing) / number)
-    return CurveResult(budgets, np.array(left), run if runs == 1 else None, tuple(doubts))
+    return CurveResult(budgets, np.array(left), runs[0] if len(runs) == 1 else None, tuple(doubts))
+
+
+def _without_budgets(
+    attack: Attack | cascade.Cascade, budgets: int
+) -> tuple[dict[str, Attack], Attack | cascade.Cascade | None]:
+    """What runs once for all budgets, by its name in a cascade, and what runs at each of them.
+
+    At a single budget a cascade keeps its order, in which later members see fewer examples.
+    """
+    if isinstance(attack, Attack):
+        return ({"": attack}, None) if attack.minimum_norm else ({}, attack)
+    once = {name: member for name, member in attack.members if member.minimum_norm}
+    if budgets == 1 or not once:
+        return {}, attack
+    others = tuple(pair for pair in attack.members if pair[0] not in once)
+    return once, dataclasses.replace(attack, members=others) if others else None

@@ -53,8 +53,8 @@ class Lanes:
         self.example = np.where(which, -1, self.example)
 
     def should_settle(self, leaving: np.ndarray) -> bool:
-        """Not for a single lane: the finished ones wait until an eighth of the batch is done."""
-        enough = leaving.sum() * 8 >= len(leaving) or leaving.sum() == self.occupied.sum()
+        """Not for a single lane: the finished ones wait until a quarter of the batch is done."""
+        enough = leaving.sum() * 4 >= len(leaving) or leaving.sum() == self.occupied.sum()
         return bool(leaving.any()) and bool(enough or (self.left[self.occupied] <= 0).any())
 
 

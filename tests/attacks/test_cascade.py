@@ -221,6 +221,26 @@ def test_a_curve_is_one_minus_the_distribution_of_the_distances(attack, linear_c
         assert curve.result is None
 
 
+@pytest.mark.parametrize("others", [(), (("fgsm", attacks.FGSM()),)])
+def test_a_minimum_norm_attack_of_a_cascade_runs_once_for_the_whole_curve(
+    others, linear_classifier, monkeypatch
+):
+    problem = random_linear(1, (20,), classes=2)
+    exact = np.sort(minimum_distances(problem, "linf"))
+    budgets = [0.0, *(exact[:-1] + exact[1:]) / 2, 2.0]
+    ran, run = [], runner.run
+    monkeypatch.setattr(
+        runner, "run", lambda attack, *args: ran.append(attack) or run(attack, *args)
+    )
+    nearest = attacks.FAB(steps=20)
+    cascade = attacks.Cascade(norm="linf", members=(*others, ("fab", nearest)))
+    some = linear_classifier(problem), problem.images, problem.labels
+    curve = attacks.robust_accuracies(cascade, *some, budgets, key=KEY)
+    np.testing.assert_allclose(curve.accuracies, 1 - np.arange(9) / 8)
+    assert ran.count(nearest) == 1
+    assert len(ran) == (1 if not others else 1 + 8)  # at each budget, until nothing is left
+
+
 def _threshold(_, images):
     """Class 1 above 0.5, never class 2."""
     x = images[:, 0]
