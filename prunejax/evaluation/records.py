@@ -10,6 +10,11 @@ budget        float32   null for a minimum-norm attack
 success       bool      adversarial, confirmed by a fresh forward pass
 distance      float32   in the norm; 0: clean image misclassified, inf: nothing found
 linf .. l0_pixels  float32  size of the perturbation that was found, in every norm
+member      string    of a cascade's attacks the first that found it; null for other attacks, and
+                      where nothing was found or needed
+forwards    int32     forward passes that were spent on it at this budget: 0 where it is recorded
+                      again, having fallen at a smaller one
+backwards   int32     backward passes, as well
 """
 
 import json
@@ -34,6 +39,9 @@ SCHEMA = pa.schema(
         ("success", pa.bool_()),
         ("distance", pa.float32()),
         *((name, pa.float32()) for name in norms.NORMS),
+        ("member", pa.string()),
+        ("forwards", pa.int32()),
+        ("backwards", pa.int32()),
     ]
 )
 
@@ -77,14 +85,15 @@ def read(path: str | pathlib.Path, settings: str | None = None) -> pa.Table | No
 
     Args:
       path: of the Parquet file.
-      settings: what they must have been made with; anything where None.
+      settings: what they must have been made with, and all columns be there; anything where None.
     """
     path = pathlib.Path(path)
     if not path.exists():
         return None
     records = pq.read_table(path)
     made_with = (records.schema.metadata or {}).get(b"settings", b"").decode()
-    return records if settings in (None, made_with) else None
+    as_asked = settings == made_with and records.schema.equals(SCHEMA)
+    return records if settings is None or as_asked else None
 
 
 def warnings_in(path: str | pathlib.Path) -> list[str]:
@@ -103,4 +112,6 @@ def read_all(directory: str | pathlib.Path) -> pa.Table:
     paths = sorted(pathlib.Path(directory).glob("*.parquet"))
     if not paths:
         raise FileNotFoundError(f"No records in {directory}; make them with experiments.evaluate.")
-    return pa.concat_tables(read(path).replace_schema_metadata() for path in paths)
+    tables = [read(path).replace_schema_metadata() for path in paths]
+    # Of records that are older than a column, its values are null.
+    return pa.concat_tables(tables, promote_options="default")

@@ -28,6 +28,7 @@ Progress = Callable[[str, int, int], None]
 # loses no more. At the end of each part lanes run empty, so not after every one; and with two, no
 # part has fewer examples than lanes, which would be programs of fewer lanes to compile.
 ROUNDS_A_WRITE = 2
+FOUND = ("success", "distance", "forwards", "backwards")  # of results, by the names of the columns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +132,7 @@ def evaluate(
         done = records.read(path, settings)
         warnings = [] if done is None else records.warnings_in(path)
         done = records.SCHEMA.empty_table() if done is None else done.replace_schema_metadata()
+        names = dict(enumerate(name for name, _ in _members(protocol.attack)))
 
         def add(rows, path=path, settings=settings, warnings=warnings):
             nonlocal done
@@ -170,9 +172,9 @@ def evaluate(
                             "attack": protocol.name,
                             "norm": protocol.attack.norm,
                             "budget": budget,
-                            "success": found["success"],
-                            "distance": found["distance"],
+                            "member": [names.get(number) for number in found["by"]],
                             **found["sizes"],
+                            **{name: found[name] for name in FOUND},
                         }
                     )
                 )
@@ -205,11 +207,16 @@ def _attack_together(attack, classifier, images, labels, indices, **options) -> 
     padded = np.resize(indices, share * processes)  # shares of one size: some are done twice
     mine = padded.reshape(processes, share)[jax.process_index()]
     result = attacks.run(attack, classifier, images[mine], labels[mine], indices=mine, **options)
-    found = {name: getattr(result, name) for name in ("success", "distance", "sizes")}
+    found = {name: getattr(result, name) for name in (*FOUND, "sizes")}
+    found["by"] = result.by if isinstance(attack, Cascade) else np.full(share, -1)
     if processes > 1:
         found = jax.tree.map(np.ravel, multihost_utils.process_allgather(found))
     found = jax.tree.map(lambda part: part[: len(indices)], found)
     return found | {"warnings": _of_all_processes(result.warnings())}
+
+
+def _members(attack: Attack | Cascade) -> Sequence[tuple[str, Attack]]:
+    return attack.members if isinstance(attack, Cascade) else ()
 
 
 def _of_all_processes(sentences: list[str]) -> list[str]:
@@ -292,9 +299,8 @@ def _fallen(done: pa.Table, budget: float | None) -> pa.Table:
     _, first = np.unique(fell["index"].to_numpy(), return_index=True)
     fell = fell.take(pa.array(first))
     fell = fell.filter(pc.invert(pc.is_in(fell["index"], at_budget(done, budget)["index"])))
-    column = records.SCHEMA.get_field_index("budget")
-    values = pa.array([budget] * len(fell), pa.float32())
-    return fell.set_column(column, records.SCHEMA.field(column), values)
+    spent = {"forwards": 0, "backwards": 0}
+    return records.table(fell.to_pydict() | {"budget": budget} | spent)
 
 
 def _settings(classifier: Classifier, dataset: Dataset, attack: Attack | Cascade, seed: int) -> str:

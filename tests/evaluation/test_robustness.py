@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
 from prunejax import attacks, models
@@ -90,6 +91,43 @@ def test_an_evaluation_stopped_anywhere_goes_on_where_it_was(tmp_path, monkeypat
     done = [call for call in attacked if call is not None]
     assert len(set(done)) == len(done), "nothing is attacked twice"
     assert max(len(indices) for *_, indices in done) <= 8, "a stop loses no more"
+
+
+def test_records_of_a_cascade_say_which_member_found_what_and_at_which_cost(tmp_path):
+    half = attacks.PGD(steps=1, relative_step=0.5, random_start=False)
+    cascade = attacks.Cascade(norm="linf", members=(("half", half), ("fgsm", attacks.FGSM())))
+    protocol = Protocol("both", cascade, BUDGETS[:2], 0.1)
+    table = evaluate(CLASSIFIER, DATASET, [protocol], tmp_path, batch_size=8)
+    rows = _rows(table).to_pylist()
+    x = IMAGES.ravel() / 255
+    fell_before = np.zeros(len(x), bool)
+    for budget in BUDGETS[:2]:
+        by_half, by_fgsm = (x < 0.5) & (x + budget / 2 >= 0.5), (x < 0.5) & (x + budget >= 0.5)
+        here, rows = rows[: len(x)], rows[len(x) :]
+        members = np.where(by_half, "half", np.where(by_fgsm, "fgsm", None))
+        found_now = np.where(fell_before, [row["member"] for row in here], members)
+        assert [row["member"] for row in here] == list(found_now)
+        for row, fell, wrong, half_found in zip(here, fell_before, x >= 0.5, by_half, strict=True):
+            passes = row["forwards"], row["backwards"]
+            assert (passes == (0, 0)) == (fell or wrong)
+            assert row["backwards"] == (0 if fell or wrong else 1 if half_found else 2)
+        fell_before |= by_fgsm
+    assert all(row["member"] is None for row in evaluate(*_one_attack(tmp_path)).to_pylist())
+
+
+def _one_attack(directory):
+    return CLASSIFIER, DATASET, PROTOCOLS[:1], directory
+
+
+def test_records_that_lack_a_column_are_made_again_and_read_beside_new_ones(tmp_path):
+    whole = evaluate(*_one_attack(tmp_path))
+    path = tmp_path / "pgd.parquet"
+    settings = pq.read_schema(path).metadata[b"settings"].decode()
+    records.write(path, whole.drop_columns("forwards"), settings)
+    records.write(tmp_path / "other.parquet", whole, settings)
+    both = records.read_all(tmp_path)
+    assert both["forwards"].null_count == len(whole)
+    assert _rows(evaluate(*_one_attack(tmp_path))).equals(_rows(whole))
 
 
 @pytest.mark.parametrize("processes", [1, 3])

@@ -28,7 +28,8 @@ def _rows(attack, budget, success, distance, number=EXAMPLES):
         "success": success[:number],
         "distance": distance[:number],
     }
-    return records.table(columns | dict.fromkeys(("linf", "l2", "l1", "l0", "l0_pixels"), 0.0))
+    others = set(records.SCHEMA.names) - set(columns)
+    return records.table(columns | dict.fromkeys(others, 0) | {"member": None})
 
 
 @pytest.fixture
