@@ -4,6 +4,7 @@ import dataclasses
 
 from prunejax import masks, pruning
 from prunejax.methods.method import PruningMethod
+from prunejax.pruning.pruner import checked_rounds
 from prunejax.training.evidence import expected
 from prunejax.training.phase import Params, Phase, Start
 
@@ -38,8 +39,7 @@ class Iterative(PruningMethod):
             f"training brings with examples={self.examples}",
             in_optimizer=False,
         )
-        if self.rounds < 1:
-            raise ValueError(f"rounds is {self.rounds}; at least 1 is needed.")
+        checked_rounds(self.rounds)
         self.sparsities()
 
     def sparsities(self) -> list[float]:

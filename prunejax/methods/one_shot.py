@@ -1,9 +1,10 @@
-"""One-shot pruning of a trained network, then adversarial fine-tuning of what is left."""
+"""Pruning before training: of a trained network, which is fine-tuned then, or of a fresh one."""
 
 import dataclasses
 
 from prunejax import masks, pruning
 from prunejax.methods.method import PruningMethod
+from prunejax.pruning.pruner import checked_rounds
 from prunejax.training.evidence import expected
 from prunejax.training.phase import Phase
 
@@ -12,18 +13,26 @@ from prunejax.training.phase import Phase
 class OneShot(PruningMethod):
     """All at once, by global magnitude unless told otherwise (Sehwag et al. 2020, LWM baseline).
 
+    At initialisation: SNIP (Lee et al. 2019), GraSP (Wang et al. 2020) and SynFlow (Tanaka et al.
+    2020, `rounds=100`, `examples=0`) by the criteria of these names.
+
     Attributes:
+      at_initialisation: begin with a fresh network instead of a trained one.
+      rounds: prune in so many before any training, each of which scores anew what is left.
       adversarial: fine-tune on PGD examples instead of clean ones; criteria of the gradient take
         that of the same objective.
       examples: training examples for criteria that look at data.
     """
 
     allocation: str = "global"
+    at_initialisation: bool = False
+    rounds: int = 1
     adversarial: bool = True
     examples: int = 256
 
     def __post_init__(self):
         super().__post_init__()
+        checked_rounds(self.rounds)
         self.require_enough(
             expected(self.examples),
             f"training brings with examples={self.examples}",
@@ -37,7 +46,11 @@ class OneShot(PruningMethod):
 
         def begin(start):
             mask = pruning.prune(
-                start.params, self.sparsity, self.pruner(), evidence=start.evidence
+                start.params,
+                self.sparsity,
+                self.pruner(),
+                evidence=start.evidence,
+                rounds=self.rounds,
             )
             return masks.apply(start.params, mask), (), mask
 
@@ -49,6 +62,6 @@ class OneShot(PruningMethod):
                 optimizer=lambda mask: pruning.masked(tx, mask),
                 begin=begin,
                 examples=self.examples,
-                needs_trained=True,
+                needs_trained=not self.at_initialisation,
             ),
         )

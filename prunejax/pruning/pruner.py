@@ -4,6 +4,7 @@ import dataclasses
 import fnmatch
 import functools
 import math
+import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -200,6 +201,7 @@ def prune(
     key: jax.Array | None = None,
     current: Mask | None = None,
     evidence: Evidence | None = None,
+    rounds: int = 1,
 ) -> Mask:
     """The mask that prunes `params` to `sparsity`.
 
@@ -211,6 +213,8 @@ def prune(
       key: for criteria that draw at random.
       current: an earlier mask; what it removed stays removed.
       evidence: data, objective and network, for criteria that need them.
+      rounds: in how many, each of which scores anew what those before it have left, at sparsities
+        of constant rate. SynFlow takes 100 (Tanaka et al. 2020).
 
     Returns:
       The mask; apply it with `masks.apply(params, mask)`.
@@ -218,13 +222,34 @@ def prune(
     Raises:
       ValueError: a sparsity outside [0, 1) or that the pruner cannot have, a pattern that matches
         no weight, a granularity that a weight cannot have, missing evidence, a mask `current`
-        that does not fit.
+        that does not fit, fewer rounds than 1.
     """
     schedules.checked(sparsity)
+    checked_rounds(rounds)
     pruner = Pruner() if pruner is None else pruner
     evidence = _with_key(evidence, key)
-    current = pruner.initial(params) if current is None else current
-    return pruner.mask(params, current, pruner.removal(params, sparsity), evidence)
+    whole = pruner.initial(params)
+    current = whole if current is None else current
+    *earlier, last = (
+        pruner.removal(params, of_round)
+        for _, of_round in schedules.constant_rate(sparsity, end=rounds - 1, frequency=1)
+    )
+    if earlier:  # as a compiled loop, or a hundred rounds would be compiled one by one
+        masks.validate(params, current)
+        counts = jax.tree.map(lambda *each: jnp.array(each), *earlier)
+        current, _ = jax.lax.scan(
+            lambda mask, removal: (pruner.mask(params, mask, removal, evidence), None),
+            masks.intersect(current, whole),
+            counts,
+        )
+    return pruner.mask(params, current, last, evidence)
+
+
+def checked_rounds(rounds: int) -> int:
+    """The number, or a ValueError where it is none of at least 1."""
+    if not isinstance(rounds, numbers.Integral) or isinstance(rounds, bool) or rounds < 1:
+        raise ValueError(f"rounds is {rounds!r}; an integer of at least 1 is needed.")
+    return rounds
 
 
 def scores(

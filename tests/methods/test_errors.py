@@ -39,6 +39,7 @@ def test_unknown_names_name_the_nearest(name, options, message):
         *((name, {"pruning_epochs": -1}, "pruning_epochs is -1") for name in GRADUAL),
         *((name, {"mask_frequency": 0}, "frequency is 0") for name in GRADUAL),
         ("iterative", {"rounds": 0}, "rounds is 0"),
+        ("one_shot", {"rounds": 1.5}, "rounds is 1.5; an integer of at least 1"),
         ("lottery", {"rates": [4, 2]}, r"rates is \[4, 2\]"),
         *((name, {"pruning_begin": 16}, "pruning_begin is 16") for name in GRADUAL),
         ("lottery", {"rewind_epochs": -1}, "rewind_epochs is -1"),

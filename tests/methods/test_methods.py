@@ -134,6 +134,25 @@ def test_one_shot_keeps_the_largest_weights_of_the_dense_network():
     assert np.any((before != after)[keep])  # fine-tuned; dead units do not move
 
 
+def test_one_shot_at_initialisation_keeps_the_path_that_synflow_leaves_without_data():
+    method = methods.create(
+        "one_shot",
+        epochs=1,
+        sparsity=1 - 2 / sum(SIZES),
+        criterion="synflow",
+        rounds=100,
+        guard=False,
+        examples=0,
+        at_initialisation=True,
+        adversarial=False,
+    )
+    assert not method.phases(STEPS)[0].needs_trained
+    trained, _ = run(method)
+    first, second = (np.argwhere(trees.flatten(trained.mask)[path]) for path in WEIGHTS)
+    assert len(first) == len(second) == 1
+    assert first[0, 1] == second[0, 0]  # the unit that one reaches is the one that the other leaves
+
+
 @pytest.mark.parametrize("name", ["one_shot", "gradual_natural"])
 def test_the_choices_of_the_pruner_reach_the_mask(name):
     options = {"pruning_epochs": 0} if name in GRADUAL else {"adversarial": False}

@@ -201,6 +201,41 @@ def test_synflow_is_conserved_by_layers_and_by_units_whatever_the_signs():
     jax.tree.map(np.testing.assert_array_equal, synflow(turned), scores)
 
 
+def _paths_left(keep):
+    """The SynFlow scores of what masks keep: the sums over the paths through each weight."""
+    a, b, c = (np.abs(np.asarray(w, float)) * k for w, k in zip(LAYERS, keep, strict=True))
+    paths = np.einsum("ij,jk,kl->ijkl", a, b, c)
+    return [paths.sum((2, 3)), paths.sum((0, 3)), paths.sum((0, 1))]
+
+
+SYNFLOW = pruning.Pruner("synflow", allocation="global", guard=False)
+OF_LAYERS = Evidence(network=layered, input_shape=(3,))
+
+
+def test_rounds_score_anew_what_those_before_have_left():
+    keep, size = [np.ones(w.shape, bool) for w in LAYERS], sum(w.size for w in LAYERS)
+    for sparsity in (1 - 0.2**0.25, 1 - 0.2**0.5, 1 - 0.2**0.75, 0.8):
+        scores = np.concatenate([s.ravel() for s in _paths_left(keep)])
+        scores[np.concatenate([~k.ravel() for k in keep])] = -1
+        flat = np.ones(size, bool)
+        flat[np.argsort(scores, kind="stable")[: round(sparsity * size)]] = False
+        parts = np.split(flat, np.cumsum([w.size for w in LAYERS])[:-1])
+        keep = [part.reshape(w.shape) for part, w in zip(parts, LAYERS, strict=True)]
+    found = pruning.prune(LAYERS, 0.8, SYNFLOW, evidence=OF_LAYERS, rounds=4)
+    jax.tree.map(np.testing.assert_array_equal, found, keep)
+    at_once = pruning.prune(LAYERS, 0.8, SYNFLOW, evidence=OF_LAYERS)
+    assert any((a != b).any() for a, b in zip(at_once, keep, strict=True))
+
+
+def test_a_hundred_rounds_of_synflow_keep_a_path_where_it_is_all_that_may_stay():
+    """Tanaka et al. (2020), theorem 3: flow that is conserved is never cut before it must be."""
+    sparsity = 1 - len(LAYERS) / sum(w.size for w in LAYERS)
+    for rounds, paths in ((1, 0), (100, 1)):
+        keep = pruning.prune(LAYERS, sparsity, SYNFLOW, evidence=OF_LAYERS, rounds=rounds)
+        assert sum(int(k.sum()) for k in keep) == len(LAYERS)
+        assert np.count_nonzero(_paths_left(keep)[0]) == paths
+
+
 class Normalised(nn.Module):
     @nn.compact
     def __call__(self, x, train=False):
