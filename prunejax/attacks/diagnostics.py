@@ -22,6 +22,8 @@ class Diagnostics(NamedTuple):
         gradient of exactly zero, so that no gradient attack can start.
       non_finite: share of the clean images with a logit or gradient that is not finite.
       probabilities: whether all outputs lie in [0, 1] and add up to 1: logits are needed.
+      at_target: share of the clean images that are classified as the class which a targeted attack
+        is to reach; 0 for untargeted ones.
       unrepeatable: largest difference between the logits of two passes of the same images, the
         first of them.
       weaker: `[N]` whether one step finds for an example what the attack did not: the maximum of
@@ -39,6 +41,7 @@ class Diagnostics(NamedTuple):
     zero_gradient: float
     non_finite: float
     probabilities: bool
+    at_target: float
     unrepeatable: float
     weaker: np.ndarray
     diverged: int
@@ -65,6 +68,11 @@ class Diagnostics(NamedTuple):
         if self.probabilities:
             found.append(
                 "The outputs look like probabilities; remove the softmax, logits are needed."
+            )
+        if self.at_target > 0.5:
+            found.append(
+                f"{self.at_target:.1%} of the images are classified as the class to reach already: "
+                "labels of a targeted attack are that class, not the true one."
             )
         if self.unrepeatable > REPEATABLE:
             found.append(

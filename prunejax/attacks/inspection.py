@@ -26,6 +26,7 @@ class Look(NamedTuple):
         which only black-box attacks take, False as `falls` is.
       non_finite: whether a logit or an entry of the gradient is not finite.
       probabilities: whether the outputs lie in [0, 1] and add up to 1.
+      reached: whether it is what the attacker wants already.
       falls: whether one step from the clean image, the maximum of the linearised loss over ball and
         box, makes it what the attacker wants when it was not so before.
     """
@@ -34,6 +35,7 @@ class Look(NamedTuple):
     zero: jax.Array
     non_finite: jax.Array
     probabilities: jax.Array
+    reached: jax.Array
     falls: jax.Array
 
 
@@ -77,7 +79,7 @@ def inspect(
         if not first:
             logits, again = jax.device_get((look.logits, program(classifier, *batch).logits))
         seen.append(jax.device_get(look[1:]))
-    zero, non_finite, probabilities, falls = (
+    zero, non_finite, probabilities, reached, falls = (
         np.concatenate(parts)[:number] for parts in zip(*seen, strict=True)
     )
     aimed = attack.targeted or attack.targets > 0
@@ -87,6 +89,7 @@ def inspect(
         zero_gradient=float(np.mean(zero)),
         non_finite=float(np.mean(non_finite)),
         probabilities=bool(probabilities.all()),
+        at_target=float(np.mean(reached)) if attack.targeted else 0.0,
         unrepeatable=float(np.nanmax(np.abs(again - logits))) if np.isfinite(logits).any() else 0.0,
         weaker=falls,
         diverged=0,
@@ -117,7 +120,8 @@ def _program(loss: str | None, norm: str, mesh: Mesh) -> Callable[..., Any]:
         grads, logits = jax.grad(objective, has_aux=True)(images)
         steps = jax.vmap(norms.get(norm).maximizer)(grads, images, eps)
         ahead = classifier(jnp.clip(images + steps, 0, 1))
-        reached = goals.reached(ahead) & jnp.isfinite(ahead).all(axis=1)
+        falls = goals.reached(ahead) & jnp.isfinite(ahead).all(axis=1)
+        reached = goals.reached(logits)
         inside = tuple(range(1, images.ndim))
         finite = jnp.isfinite(grads).all(axis=inside) & jnp.isfinite(logits).all(axis=1)
         return Look(
@@ -125,14 +129,16 @@ def _program(loss: str | None, norm: str, mesh: Mesh) -> Callable[..., Any]:
             zero=jnp.all(grads == 0, axis=inside),
             non_finite=~finite,
             probabilities=_are_probabilities(logits),
-            falls=reached & ~goals.reached(logits),
+            reached=reached,
+            falls=falls & ~reached,
         )
 
     def look_at_outputs(classifier, images, goals, eps) -> Look:
         logits = classifier(images)
         never = jnp.zeros(len(logits), bool)
         non_finite = ~jnp.isfinite(logits).all(axis=1)
-        return Look(logits, never, non_finite, _are_probabilities(logits), never)
+        reached = goals.reached(logits)
+        return Look(logits, never, non_finite, _are_probabilities(logits), reached, never)
 
     return jax.jit(
         jax.shard_map(

@@ -178,6 +178,31 @@ def test_an_attack_weaker_than_one_step_is_noticed():
     assert [warning[:13] for warning in alone.warnings()] == ["member 0: 2 o", "member 1: 2 o"]
 
 
+def half_and_half(_, images):
+    """Class 0 below a half, else class 1; never class 2."""
+    x = images[:, 0]
+    return jnp.stack([jnp.full_like(x, 0.5), x, x - 5, x - 6], axis=1)
+
+
+@pytest.mark.parametrize(
+    ("labels", "share", "doubted"),
+    [([0] * 4 + [1] * 4, 1.0, True), ([0] * 5 + [2] * 3, 0.5, False), ([2] * 8, 0.0, False)],
+)
+@pytest.mark.parametrize("attack", ["pgd", "square"])
+def test_true_labels_given_as_targets_are_noticed(labels, share, doubted, attack):
+    classifier, labels = Classifier(None, half_and_half), np.array(labels)
+    options = {"steps": 2, "targeted": True}
+    found = attacks.run(
+        attacks.create(attack, **options), classifier, IMAGES, labels, eps=0.01, key=KEY
+    )
+    assert found.diagnostics.at_target == share
+    said = [warning for warning in found.warnings() if "class to reach already" in warning]
+    assert len(said) == doubted
+    untargeted = attacks.create(attack, steps=2)
+    found = attacks.run(untargeted, classifier, IMAGES, labels, eps=0.01, key=KEY)
+    assert found.diagnostics.at_target == 0
+
+
 def test_the_one_step_of_a_targeted_attack_heads_for_the_target():
     images = np.full((3, 2), 0.4, np.float32)
 
