@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from prunejax import names, norms
-from prunejax.attacks.goal import Goal, without
+from prunejax.attacks.goal import Goal, likeliest
 from prunejax.classifier import Classifier
 
 State = Any
@@ -161,9 +161,8 @@ class Attack:
             return Goal(None, label, clean)
         if not self.targets:
             return Goal(label, None, clean)
-        number = min(self.targets, clean.size - 1)
-        likeliest = jax.lax.top_k(without(clean, label), number)[1]
-        return Goal(label, likeliest[attempt % number], clean)
+        targets = likeliest(clean, label, self.targets)
+        return Goal(label, targets[attempt % targets.size], clean)
 
     def init(
         self,

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 
 from prunejax import norms
 from prunejax.attacks.attack import Attack, Found, Passes, logits_of
-from prunejax.attacks.goal import Goal, without
+from prunejax.attacks.goal import Goal
+from prunejax.attacks.rivals import how_many, rivals
 
 # Each step goes this far beyond the boundary, in the norm (1e-4 in the authors' code).
 BEYOND = 1e-5
@@ -75,19 +76,13 @@ class DeepFool(Attack):
         self._numbers("overshoot", within="[0, inf)")
 
     def passes(self, classes: int) -> tuple[Passes, Passes, Passes]:
-        rivals = 1 if self.targeted or self.targets else min(self.candidates, classes - 1)
-        return Passes(0, 0), Passes(1, rivals), Passes(1, 0)
+        return Passes(0, 0), Passes(1, how_many(self, classes)), Passes(1, 0)
 
     def init(self, classifier, image, goal, key, eps) -> DeepFoolState:
         del key, eps
-        if goal.target is None:
-            clean = logits_of(classifier, image) if goal.clean is None else goal.clean
-            number = min(self.candidates, clean.size - 1)
-            rivals = jax.lax.top_k(without(clean, goal.label), number)[1]
-        else:
-            rivals = goal.target[None]
+        classes = rivals(classifier, image, goal, self.candidates)
         found = self.nothing_found(image)
-        return DeepFoolState(image, goal, rivals, jnp.zeros_like(image), image, found)
+        return DeepFoolState(image, goal, classes, jnp.zeros_like(image), image, found)
 
     def step(self, classifier, state: DeepFoolState) -> DeepFoolState:
         logits, vjp = jax.vjp(lambda x: logits_of(classifier, x), state.x)

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 
 from prunejax import norms
 from prunejax.attacks.attack import Attack, Found, Passes, logits_of
-from prunejax.attacks.goal import Goal, without
+from prunejax.attacks.goal import Goal
+from prunejax.attacks.rivals import how_many, rivals
 
 # Boundaries are aimed at so far beyond, in shares of the largest logit. Exactly on them rounding
 # decides: iterates come to rest on the wrong side, or a fresh forward pass sees another prediction.
@@ -90,19 +91,14 @@ class FAB(Attack):
         return self.random_start
 
     def passes(self, classes: int) -> tuple[Passes, Passes, Passes]:
-        rivals = 1 if self.targeted or self.targets else min(self.candidates, classes - 1)
-        start = Passes(1, rivals) if self.random_start else Passes(0, 0)
-        return start, Passes(2, rivals), Passes(0, 0)
+        number = how_many(self, classes)
+        start = Passes(1, number) if self.random_start else Passes(0, 0)
+        return start, Passes(2, number), Passes(0, 0)
 
     def init(self, classifier, image, goal, key, eps) -> FABState:
         del eps
-        if goal.target is None:
-            clean = logits_of(classifier, image) if goal.clean is None else goal.clean
-            number = min(self.candidates, clean.size - 1)
-            rivals = jax.lax.top_k(without(clean, goal.label), number)[1]
-        else:
-            rivals = goal.target[None]
-        state = FABState(image, goal, rivals, image, self.nothing_found(image))
+        classes = rivals(classifier, image, goal, self.candidates)
+        state = FABState(image, goal, classes, image, self.nothing_found(image))
         if self.random_start:
             norm = norms.get(self.norm)
             f, w = self._nearest_boundary(classifier, state)

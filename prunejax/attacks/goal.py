@@ -60,3 +60,8 @@ def strongest_other(logits: jax.Array, label: jax.Array) -> jax.Array:
 def without(logits: jax.Array, label: jax.Array) -> jax.Array:
     """Logits `[C]` with minus infinity at `label`."""
     return jnp.where(jnp.arange(logits.size) == label, -jnp.inf, logits)
+
+
+def likeliest(logits: jax.Array, label: jax.Array, number: int) -> jax.Array:
+    """`[K]` the classes with the highest of the logits `[C]` but for `label`, `number` at most."""
+    return jax.lax.top_k(without(logits, label), min(number, logits.size - 1))[1]
