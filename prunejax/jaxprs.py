@@ -4,6 +4,7 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.extend import core
 
 # What these run is run many times, on data or on numbers of an array: it stays one equation.
@@ -39,17 +40,21 @@ class Flat(NamedTuple):
     structure: Any
 
 
-def flat(function: Callable[..., Any], *args: Any) -> Flat:
+def flat(function: Callable[..., Any], *args: Any, keep_rules: bool = False) -> Flat:
     """Traces `function` at these arguments (or their shapes) and inlines the calls in it.
 
-    Rules of differentiation that belong to a call (`jax.custom_jvp`, `jax.custom_vjp`) are lost.
+    Args:
+      function: of the arguments.
+      *args: to trace at.
+      keep_rules: calls with a rule of differentiation of their own stay one equation, `has_rule`;
+        else these rules are lost.
     """
     closed, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
     jaxpr = closed.jaxpr
     constants = dict(zip(jaxpr.constvars, closed.consts, strict=True))
     eqns: list[core.JaxprEqn] = []
     names: dict[core.Var, Any] = {}  # a variable inside a call -> what it is outside
-    _inline(jaxpr, names, constants, eqns)
+    _inline(jaxpr, names, constants, eqns, keep_rules)
     outputs = [_resolved(atom, names) for atom in jaxpr.outvars]
     return Flat(eqns, constants, list(jaxpr.invars), outputs, jax.tree.structure(shapes))
 
@@ -65,14 +70,46 @@ def evaluate(eqn: core.JaxprEqn, inputs: Sequence[Any], **changed: Any) -> list[
     return core.jaxpr_as_fun(core.ClosedJaxpr(program, ()))(*variables.values())
 
 
+def has_rule(eqn: core.JaxprEqn) -> bool:
+    """Whether an equation is a call whose derivative may be another than that of what it computes.
+
+    All of `jax.custom_vjp`, and those of `jax.custom_jvp` that are elementwise: of the others, such
+    as the softmax, it is the same.
+    """
+    if eqn.primitive.name == "custom_jvp_call":
+        return is_elementwise(eqn)
+    return eqn.primitive.name == "custom_vjp_call"
+
+
+def is_elementwise(eqn: core.JaxprEqn) -> bool:
+    """Whether each number of the result is made of those at the same place, or of a scalar."""
+    if eqn.primitive.name in ("custom_jvp_call", "custom_vjp_call"):
+        return all(map(is_elementwise, _body(eqn)))
+    return eqn.primitive.name in ELEMENTWISE
+
+
+def is_relu(eqn: core.JaxprEqn) -> bool:
+    """Whether an equation is `jax.nn.relu`, which is max(x, 0) with a derivative of 0 at 0."""
+    if eqn.primitive.name != "custom_jvp_call" or len(body := _body(eqn)) != 1:
+        return False
+    (only,) = body
+    return only.primitive.name == "max" and _is_zero(only.invars[1])
+
+
+def _is_zero(atom: Any) -> bool:
+    return not is_variable(atom) and np.ndim(atom.val) == 0 and atom.val == 0
+
+
 def is_variable(atom: Any) -> bool:
     """Whether it has to be looked up; a literal carries its value."""
     return not isinstance(atom, core.Literal)
 
 
-def _inline(jaxpr: core.Jaxpr, names: dict, constants: dict, eqns: list) -> None:
+def _inline(
+    jaxpr: core.Jaxpr, names: dict, constants: dict, eqns: list, keep_rules: bool = False
+) -> None:
     for eqn in jaxpr.eqns:
-        inner = _called(eqn)
+        inner = None if keep_rules and has_rule(eqn) else _called(eqn)
         if inner is None:
             invars = [_resolved(atom, names) for atom in eqn.invars]
             eqns.append(eqn.replace(invars=invars))
@@ -82,7 +119,7 @@ def _inline(jaxpr: core.Jaxpr, names: dict, constants: dict, eqns: list) -> None
         constants.update(zip(inner.jaxpr.constvars, inner.consts, strict=True))
         arguments = [_resolved(atom, names) for atom in eqn.invars]
         names.update(zip(inner.jaxpr.invars, arguments, strict=True))
-        _inline(inner.jaxpr, names, constants, eqns)
+        _inline(inner.jaxpr, names, constants, eqns, keep_rules)
         results = [_resolved(atom, names) for atom in inner.jaxpr.outvars]
         names.update(zip(eqn.outvars, results, strict=True))
 
@@ -103,6 +140,13 @@ def _called(eqn: core.JaxprEqn) -> core.ClosedJaxpr | None:
         if isinstance(program, core.ClosedJaxpr):
             return program if len(program.jaxpr.invars) == len(eqn.invars) else None
     return None
+
+
+def _body(eqn: core.JaxprEqn) -> list[core.JaxprEqn]:
+    """The equations of what a call computes."""
+    eqns: list[core.JaxprEqn] = []
+    _inline(_called(eqn).jaxpr, {}, {}, eqns)
+    return eqns
 
 
 def _renamed(closed: core.ClosedJaxpr) -> core.ClosedJaxpr:

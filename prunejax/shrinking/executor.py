@@ -46,16 +46,6 @@ def run(
     return [None if atom is None else runner.read(atom) for atom in outputs]
 
 
-def is_relu(eqn: core.JaxprEqn) -> bool:
-    """Whether an equation is max(x, 0)."""
-    return (
-        eqn.primitive.name == "max"
-        and not jaxprs.is_variable(eqn.invars[1])
-        and np.ndim(eqn.invars[1].val) == 0
-        and eqn.invars[1].val == 0
-    )
-
-
 def kept_positions(channels: Channels, kept: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """`[n]` booleans: which positions of an axis with these labels are left."""
     return kept[channels.channel[labels]]
@@ -128,7 +118,11 @@ class _Runner:
         name = eqn.primitive.name
         inputs = [self.read(atom) for atom in eqn.invars]
         read = list(zip(inputs, eqn.invars, strict=True))
-        if name in jaxprs.ELEMENTWISE:
+        if jaxprs.is_relu(eqn):
+            return self.save(eqn, [jax.nn.relu(inputs[0])])
+        if jaxprs.has_rule(eqn):
+            return self.save(eqn, self.at_full_width(eqn, inputs))
+        if jaxprs.is_elementwise(eqn):
             inputs = [self.fitted(x, a, eqn.outvars[0]) for x, a in read]
         elif name == "concatenate":
             wanted = list(self.labels(eqn.outvars[0]))
@@ -138,21 +132,39 @@ class _Runner:
             wanted = list(self.labels(eqn.outvars[0]))
             del wanted[eqn.params["axis"]]
             inputs = [self.beside(x, a, wanted) for x, a in read]
-        if is_relu(eqn):  # whose gradient at zero the inlined maximum does not know
-            outputs = [jax.nn.relu(inputs[0])]
-        else:
-            changed = PARAMETERS[name](self, eqn) if name in PARAMETERS else {}
-            outputs = jaxprs.evaluate(eqn, inputs, **changed)
+        changed = PARAMETERS[name](self, eqn) if name in PARAMETERS else {}
+        self.save(eqn, jaxprs.evaluate(eqn, inputs, **changed))
+
+    def save(self, eqn: core.JaxprEqn, outputs: Sequence[Any]) -> None:
         self.values.update(zip(eqn.outvars, outputs, strict=True))
         for out in self.switched.keys() & set(eqn.outvars):
             other, condition = self.switched[out]
             self.values[out] = jnp.where(condition, self.read(other), self.values[out])
 
+    def at_full_width(self, eqn: core.JaxprEqn, inputs: Sequence[Any]) -> list[Any]:
+        """Its outputs where it knows its own derivative at the sizes alone at which it was traced.
+
+        Zeros stand where channels are gone.
+        """
+        whole = [self.spread(x, self.labels(a)) for x, a in zip(inputs, eqn.invars, strict=True)]
+        outputs = jaxprs.evaluate(eqn, whole)
+        return [self.fitted(x, None, out) for x, out in zip(outputs, eqn.outvars, strict=True)]
+
+    def spread(self, x: Any, labels: Labels) -> Any:
+        """An array with zeros at the positions that it has lost."""
+        for axis, own in enumerate(labels):
+            if own is not None and not self.left(own).all():
+                wide = jnp.zeros((*x.shape[:axis], len(own), *x.shape[axis + 1 :]), x.dtype)
+                places = (slice(None),) * axis + (np.flatnonzero(self.left(own)),)
+                x = wide.at[places].set(x)
+        return x
+
     def fitted(self, x: Any, atom: Any, out: core.Var) -> Any:
-        """An input without the positions that its partner has lost."""
+        """An input, or what has no atom yet, without the positions that its partner has lost."""
         if not jnp.ndim(x):
             return x
-        for axis, (own, wanted) in enumerate(zip(self.labels(atom), self.labels(out), strict=True)):
+        labels = (None,) * jnp.ndim(x) if atom is None else self.labels(atom)
+        for axis, (own, wanted) in enumerate(zip(labels, self.labels(out), strict=True)):
             if own is not None or wanted is None or x.shape[axis] != len(wanted):
                 continue  # also where a single number meets them all
             if not self.left(wanted).all():

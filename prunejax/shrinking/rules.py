@@ -263,7 +263,6 @@ def _nothing(tracer, eqn, inputs):
 Rule = Callable[[Tracer, core.JaxprEqn, list[Labels]], list[Labels]]
 
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(jaxprs.ELEMENTWISE, _elementwise),
     **dict.fromkeys(
         ("reduce", "reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and",
          "reduce_or", "argmax", "argmin"),
@@ -293,4 +292,6 @@ RULES: dict[str, Rule] = {
 
 def of(eqn: core.JaxprEqn) -> Rule:
     """The rule for an equation."""
+    if jaxprs.is_elementwise(eqn):
+        return _elementwise
     return RULES.get(eqn.primitive.name, Tracer.fix_unknown)

@@ -62,7 +62,7 @@ def trace(
       images: shape and dtype of a batch.
     """
     shapes = shapes_of(variables)
-    program = jaxprs.flat(function, shapes, images)
+    program = jaxprs.flat(function, shapes, images, keep_rules=True)
     *inputs, last = program.inputs
     by_path = dict(zip(trees.flatten(shapes), inputs, strict=True))
     return Structure(program, by_path, last, coupling.channels(program, inputs))
