@@ -25,6 +25,9 @@ class Channels(NamedTuple):
       read: `[labels]` booleans: positions where a layer reads a channel.
       contracted: `[labels]` booleans: positions that activations read from each other, so that the
         layers are not the only ones to read this channel.
+      stage: `[labels]` the stage of its channel that each label belongs to: where a depthwise
+        filter reads a channel another stage of the same one begins.
+      filtered: `[n, 2]` labels: what a depthwise filter reads, and what it makes of that.
     """
 
     labels: dict[core.Var, Labels]
@@ -33,6 +36,8 @@ class Channels(NamedTuple):
     made: np.ndarray
     read: np.ndarray
     contracted: np.ndarray
+    stage: np.ndarray
+    filtered: np.ndarray
 
 
 class Tracer:
@@ -47,6 +52,7 @@ class Tracer:
         self.labels: dict[core.Var, Labels] = {}
         self.number = 0
         self.same: list[tuple[np.ndarray, np.ndarray]] = []
+        self.filtered: list[tuple[np.ndarray, np.ndarray]] = []
         self.fixed: list[tuple[np.ndarray, str]] = []
         self.made: list[np.ndarray] = []
         self.read: list[np.ndarray] = []
@@ -71,6 +77,10 @@ class Tracer:
             self.same.append((first, second))
         return first
 
+    def filter(self, read: np.ndarray, made: np.ndarray) -> None:
+        """Says that one is what a depthwise filter makes of the other, position by position."""
+        self.filtered.append((read, made))
+
     def mark(self, axes: list[np.ndarray], labels: np.ndarray | None) -> None:
         if labels is not None:
             axes.append(labels)
@@ -90,24 +100,32 @@ class Tracer:
         return [(None,) * out.aval.ndim for out in eqn.outvars]
 
     def result(self) -> Channels:
-        first, second = (
-            np.concatenate([np.zeros(0, int), *(pair[i].ravel() for pair in self.same)])
-            for i in (0, 1)
-        )
-        graph = sparse.coo_matrix(
-            (np.ones(len(first), bool), (first, second)), shape=(self.number, self.number)
-        )
-        _, channel = sparse.csgraph.connected_components(graph, directed=False)
+        same, filtered = map(_pairs, (self.same, self.filtered))
+        stage = self._connected(same)
+        channel = self._connected(np.concatenate([same, filtered]))
         fixed: dict[int, str] = {}
         for labels, reason in self.fixed:
             for number in np.unique(channel[labels]):
                 fixed.setdefault(int(number), reason)
         roles = (self.made, self.read, self.contracted)
         made, read, contracted = map(self._marked, roles)
-        return Channels(self.labels, channel, fixed, made, read & ~made, contracted)
+        read &= ~made
+        return Channels(self.labels, channel, fixed, made, read, contracted, stage, filtered)
+
+    def _connected(self, pairs: np.ndarray) -> np.ndarray:
+        """`[labels]` the number of the connected part that each label is in."""
+        links = (np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1]))
+        graph = sparse.coo_matrix(links, shape=(self.number, self.number))
+        return sparse.csgraph.connected_components(graph, directed=False)[1]
 
     def _marked(self, axes: list[np.ndarray]) -> np.ndarray:
         marked = np.zeros(self.number, bool)
         for labels in axes:
             marked[labels] = True
         return marked
+
+
+def _pairs(arrays: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """`[n, 2]`, the pairs of arrays put after one another."""
+    columns = [np.concatenate([np.zeros(0, int), *(p[i].ravel() for p in arrays)]) for i in (0, 1)]
+    return np.stack(columns, axis=1)

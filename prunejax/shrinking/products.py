@@ -45,7 +45,7 @@ def _contract_groups(tracer, features, inputs, outputs, groups):
         return
     if len(features) == groups:
         tracer.fix(inputs, "each group of a depthwise convolution has one input")
-        tracer.join(np.repeat(features, len(outputs) // groups), outputs)
+        tracer.filter(np.repeat(features, len(outputs) // groups), outputs)
         return
     features, outputs = features.reshape(groups, -1), outputs.reshape(groups, -1)
     tracer.join(features, np.broadcast_to(inputs, features.shape))

@@ -1,7 +1,7 @@
 """From a mask of filters or channels to a network that is smaller."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,6 +11,7 @@ import numpy as np
 from prunejax import masks, trees
 from prunejax.classifier import Classifier, Network
 from prunejax.shrinking import residual, shrunk, structure
+from prunejax.shrinking.labels import Channels
 from prunejax.shrinking.structure import Structure
 
 # Outputs of the masked and the smaller network may differ by so much of the largest output.
@@ -29,7 +30,8 @@ def shrink(
     """The same network without the channels that the mask removes: smaller arrays, less work.
 
     A channel is removed where the mask removes every filter that makes it (where branches are
-    added, those of all branches), or every weight that reads it. It goes with its bias, its
+    added, those of all branches; before or at a depthwise filter, through which it passes), or
+    every weight that reads it. It goes with its bias, its
     normalisation and the inputs of the layers behind. The smaller network computes what the masked
     one does: what goes must be zero, as it is where the mask is one of `channel_mask`, which covers
     all that belongs to a channel. Weights that the mask removes singly stay as zeros.
@@ -164,18 +166,42 @@ def kept_whole(traced: Structure) -> dict[str, str]:
 
 
 def _gone(traced: Structure, alive: np.ndarray) -> np.ndarray:
-    """`[channels]`: which are removed, given which positions `[labels]` are left."""
+    """`[channels]`: which are removed, given which positions `[labels]` are left.
 
-    def all_of(role):
-        of = traced.channels.channel[role]
-        there = np.bincount(of, minlength=traced.number)
-        left = np.bincount(traced.channels.channel[role & alive], minlength=traced.number)
-        return (there > 0) & (left == 0)
+    Those of which layers read no stage that holds anything: it is dead, or its readers are gone.
+    """
+    channels = traced.channels
+    stages = int(channels.stage.max(initial=-1)) + 1
 
-    read_by_others = np.zeros(traced.number, bool)
-    read_by_others[traced.channels.channel[traced.channels.contracted]] = True
-    unread = all_of(traced.channels.read) & ~read_by_others
-    return (all_of(traced.channels.made) | unread) & traced.removable()
+    def those_with(labels):
+        return np.bincount(channels.stage[labels], minlength=stages) > 0
+
+    dead, compared = _dead(channels, alive, those_with), those_with(channels.contracted)
+    known = those_with(channels.read) | compared | dead
+    holds = (those_with(channels.read & alive) | compared) & ~dead
+
+    def any_stage(which):
+        return np.bincount(channels.channel[which[channels.stage]], minlength=traced.number) > 0
+
+    return any_stage(known) & ~any_stage(holds) & traced.removable()
+
+
+def _dead(
+    channels: Channels, alive: np.ndarray, those_with: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray:
+    """`[stages]`: those of which all filters are gone that make them.
+
+    Depthwise ones may be left where all that they read is dead.
+    """
+    read, made = channels.filtered.T
+    feeding = channels.made & alive
+    feeding[made] = False
+    dead = those_with(channels.made) & ~those_with(feeding)
+    while True:
+        feeding[made] = alive[made] & ~dead[channels.stage[read]]
+        if not (fed := dead & those_with(feeding)).any():
+            return dead
+        dead &= ~fed
 
 
 def _left_over(traced: Structure, kept: np.ndarray, params: Any, mask: Any) -> str:

@@ -91,11 +91,13 @@ def test_the_gradient_is_that_of_the_whole_network_also_at_kinks_and_by_own_rule
 
     for expected, found in (
         (gradient(carried, net.apply), gradient(smaller.params, smaller.apply_fn)),
-        (gradient(variables["params"] | zeros, net.apply), gradient(without.params, without.apply_fn)),
+        (
+            gradient(variables["params"] | zeros, net.apply),
+            gradient(without.params, without.apply_fn),
+        ),
     ):
         assert np.abs(expected).max() > 1e-3
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
     kernels = smaller.params["Conv_0"]["kernel"], smaller.params["Branch_0"]["Conv_0"]["kernel"]
     assert sum(kernel.shape[-1] for kernel in kernels) == 6
     assert smaller.params["Dense_1"]["kernel"].shape[1] == 4  # what is compared stays
-
