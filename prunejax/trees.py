@@ -1,7 +1,7 @@
 """Parameters by path: every rate, mask and score is keyed by a name like "Conv_0/kernel"."""
 
 import fnmatch
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 Params = Any
 
 # Attention and `nn.scan` give these more than one axis, which makes them no weights.
-_NEVER_WEIGHTS = ("bias", "scale")
+_NEVER_WEIGHTS = ("bias", "scale", "offset")
 
 
 def path_name(path: Sequence[Any]) -> str:
@@ -81,19 +81,30 @@ def broadcasts(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
 
 
 def patterns(given: str | Sequence[str]) -> tuple[str, ...]:
-    """Several patterns of paths, of which one may be given alone."""
-    return (given,) if isinstance(given, str) else tuple(given)
+    """Several patterns of paths, of which one may be given alone.
+
+    Raises:
+      ValueError: neither of them.
+    """
+    several = (given,) if isinstance(given, str) else given
+    if not isinstance(several, Iterable) or not all(isinstance(one, str) for one in several):
+        raise ValueError(
+            f"include and exclude take patterns of paths such as 'Conv_*/kernel', not {given!r}."
+        )
+    return tuple(several)
 
 
 def weights(params: Params) -> tuple[str, ...]:
     """Paths of the weights: the leaves of rank two or more that hold any numbers.
 
-    Not those whose own name is "bias" or "scale", whatever their rank.
+    Not those whose own name is "bias", "scale" or "offset", whatever their rank, nor a "b" of rank
+    three that is longer than 1 along one axis alone: with channels first Haiku's biases are such.
     """
 
     def is_weight(path: str, leaf: Any) -> bool:
-        named = path.rpartition("/")[-1] not in _NEVER_WEIGHTS
-        return named and jnp.ndim(leaf) >= 2 and bool(jnp.size(leaf))
+        name, shape = path.rpartition("/")[-1], jnp.shape(leaf)
+        is_bias = name == "b" and len(shape) == 3 and jnp.size(leaf) == max(shape)
+        return name not in _NEVER_WEIGHTS and not is_bias and len(shape) >= 2 and 0 not in shape
 
     return tuple(path for path, leaf in flatten(params).items() if is_weight(path, leaf))
 

@@ -205,6 +205,9 @@ class Blocks(Granularity):
 class OfEach(Granularity):
     """N:M sparsity: of each M successive inputs of an output the N best are kept.
 
+    Inputs are on the last axis but one, as everywhere here; in kernels of attention, `[inputs,
+    heads, features]`, those are the heads: exclude them, or have them as matrices.
+
     Weights are scored by their rank among their group, so that the lowest M - N of every group are
     the lowest of the layer, and of all layers.
 

@@ -7,6 +7,7 @@ Steps are updates of the optimiser, the first of them number 0. A training of n 
 n: the last change of a schedule has to be at n - 1 or before.
 """
 
+import numbers
 from collections.abc import Callable, Sequence
 
 from prunejax import names
@@ -155,6 +156,9 @@ def schedule(name: str, **options) -> Schedule:
 
 def _steps(begin: int, end: int, frequency: int) -> range:
     """Those of the changes before the last one."""
+    for name, step in (("begin", begin), ("end", end), ("frequency", frequency)):
+        if not isinstance(step, numbers.Integral):
+            raise ValueError(f"{name} is {step!r}; steps are integers.")
     if not 0 <= begin <= end:
         raise ValueError(f"begin is {begin} and end is {end}; 0 <= begin <= end is needed.")
     if frequency < 1:
@@ -168,6 +172,10 @@ def checked(sparsity: float) -> float:
     Raises:
       ValueError: it is no number in [0, 1).
     """
-    if isinstance(sparsity, str) or not 0 <= sparsity < 1:
+    try:
+        fits = not isinstance(sparsity, str) and 0 <= sparsity < 1
+    except TypeError:  # nothing that can be compared
+        fits = False
+    if not fits:
         raise ValueError(f"sparsity is {sparsity!r}; it must be a number in [0, 1).")
     return sparsity

@@ -1,7 +1,7 @@
 """Choosing channels as they can be removed: all that belongs to one together."""
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
@@ -97,10 +97,28 @@ def _removed(
             name = f"{path} ({len(named)})"
         named[name] = group
         layers[name] = allocation.Layer(len(group), shapes[path])
-    counts = allocation.create(pruner.allocation)(layers, sparsity)
+    counts = allocation.create(_told(traced, groups, named, pruner))(layers, sparsity)
     if pruner.guard:
         counts = allocation.guarded(counts, layers)
     return [(np.concatenate([named[name] for name in own]), number) for own, number in counts]
+
+
+def _told(
+    traced: Structure, groups: Sequence[np.ndarray], named: Collection[str], pruner: Pruner
+) -> str | allocation.Table:
+    """The allocation; of a table what says anything of the groups, as they are named.
+
+    What matches another maker of a group than the one by which it is known has lost to the pattern
+    before it.
+    """
+    if isinstance(pruner.allocation, str):
+        return pruner.allocation
+    every = [path for group in groups for path in shrink.makers(traced, group)]
+    return tuple(
+        (pattern, density)
+        for pattern, density in pruner.allocation
+        if fnmatch.filter(named, pattern) or not fnmatch.filter(every, pattern)
+    )
 
 
 def _speaker(makers: Sequence[str], pruner: Pruner) -> str:

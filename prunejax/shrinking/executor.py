@@ -41,7 +41,7 @@ def run(
     known = _known(program, values, replaced)
     outputs = [atom if atom in known else None for atom in program.outputs]
     runner = _Runner(channels, kept, values, replaced, {} if switched is None else switched)
-    for eqn in _needed(program, outputs, replaced):
+    for eqn in needed(program, outputs, replaced):
         runner.step(eqn)
     return [None if atom is None else runner.read(atom) for atom in outputs]
 
@@ -71,15 +71,15 @@ def _known(program: jaxprs.Flat, values: Mapping, replaced: Mapping) -> set[core
     return known
 
 
-def _needed(program: jaxprs.Flat, outputs: Sequence, replaced: Mapping) -> list[core.JaxprEqn]:
+def needed(program: jaxprs.Flat, outputs: Sequence, replaced: Mapping) -> list[core.JaxprEqn]:
     """The equations that the outputs depend on."""
     wanted = {replaced.get(v, v) for v in outputs if v is not None}
-    needed = []
+    found = []
     for eqn in reversed(program.eqns):
         if wanted.intersection(eqn.outvars):
-            needed.append(eqn)
+            found.append(eqn)
             wanted |= {replaced.get(v, v) for v in eqn.invars if jaxprs.is_variable(v)}
-    return needed[::-1]
+    return found[::-1]
 
 
 class _Runner:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from jax.extend import core
 
 from prunejax import jaxprs, names
+from prunejax.shrinking import executor
 from prunejax.shrinking.structure import Structure
 
 PRODUCTS = ("conv_general_dilated", "dot_general")
@@ -17,9 +18,11 @@ class Block(NamedTuple):
     """A residual block.
 
     Attributes:
-      name: the module that all of its variables belong to, such as "BasicBlock_2".
+      name: the module that all of its variables belong to, such as "BasicBlock_2"; where that holds
+        others too, the path of the block's first variable.
       shortcut, branch, output: the x, the f(x) and the x + f(x) of the program.
-      variables: paths of what only f uses, such as "params/BasicBlock_2/Conv_0/kernel".
+      variables: paths of what the network does not need without f, such as
+        "params/BasicBlock_2/Conv_0/kernel".
       last: path of the last weight of f among the parameters, whose units score the block.
     """
 
@@ -38,7 +41,7 @@ def blocks(traced: Structure) -> list[Block]:
     Blocks whose shortcut is a layer too (they change the shape) are none of these.
 
     Raises:
-      ValueError: two blocks inside one module, which have no name of their own.
+      ValueError: a block inside another one, without a name of its own.
     """
     program = traced.program
     maker = {out: eqn for eqn in program.eqns for out in eqn.outvars}
@@ -54,21 +57,22 @@ def blocks(traced: Structure) -> list[Block]:
             between = _between(shortcut, branch, maker, traced.images)
             if not between:
                 continue
-            read_here, read_elsewhere = (
+            logits, without = program.outputs[:1], {eqn.outvars[0]: shortcut}
+            with_it, without_it = (
                 {a for e in eqns for a in filter(jaxprs.is_variable, e.invars)}
-                for eqns in (between, [e for e in program.eqns if e not in between])
+                for eqns in (between, executor.needed(program, logits, without))
             )
-            own = [v for v in paths if v in read_here - read_elsewhere]
+            own = [v for v in paths if v in with_it - without_it]
             if any(variable.aval.ndim >= 2 for variable in own):
                 variables = tuple(paths[variable] for variable in own)
-                name = _common([path.partition("/")[2] for path in variables])
+                name = _name(variables, traced)
                 last = _last_weight(program, between, traced, own)
                 found.append(Block(name, shortcut, branch, eqn.outvars[0], variables, last))
     for block, next_one in itertools.combinations(found, 2):
         if block.name == next_one.name:
             raise ValueError(
-                f"apply_fn adds {block.last!r} and {next_one.last!r} to their inputs inside one "
-                f"module, {block.name!r}; give each residual block a module of its own."
+                f"apply_fn adds {block.last!r} and {next_one.last!r} to their inputs, one inside "
+                f"the other, both in {block.name!r}; give each residual block a module of its own."
             )
     return found
 
@@ -128,5 +132,12 @@ def _last_weight(program, between, traced, own) -> str:
     return found.removeprefix("params/")
 
 
-def _common(paths: Sequence[str]) -> str:
-    return os.path.commonpath(paths) or "/".join(paths[:1])
+def _name(variables: Sequence[str], traced: Structure) -> str:
+    """See `Block`. Told by the parameters alone, for training reads other statistics."""
+    own, every = (
+        [path.removeprefix("params/") for path in paths if path.startswith("params/")]
+        for paths in (variables, traced.variables)
+    )
+    module = os.path.commonpath(own)
+    inside = {path for path in every if f"{path}/".startswith(f"{module}/")}
+    return module if module and inside == set(own) else own[0]

@@ -15,7 +15,7 @@ from prunejax.shrinking.labels import Channels
 from prunejax.shrinking.structure import Structure
 
 # Outputs of the masked and the smaller network may differ by so much of the largest output.
-TOLERANCE = 1e-4
+TOLERANCE, VANISHING = 1e-4, 1e-12
 
 
 def shrink(
@@ -288,7 +288,7 @@ def _compare(
     with jax.default_matmul_precision("highest"):
         expected, found = run(masked, images), run(small, images)
     error = float(jnp.max(jnp.abs(expected - found)))
-    if error <= TOLERANCE * max(float(jnp.max(jnp.abs(expected))), 1.0):
+    if error <= TOLERANCE * float(jnp.max(jnp.abs(expected))) + VANISHING:
         return
     if left_over is not None:
         raise ValueError(

@@ -35,6 +35,15 @@ def test_layers_that_are_not_scored_are_not_the_first_to_go(criterion, allocatio
         assert mask["last"].shape == ()
 
 
+@pytest.mark.parametrize("batch", [_normal(6, 1), (_normal(6, 1),)])
+def test_batches_without_labels_are_refused(batch):
+    params = {"first": _normal(1, 3), "last": _normal(3, 2)}
+    network = lambda p, images: nn.relu(images @ p["first"]) @ p["last"]  # noqa: E731
+    evidence = Evidence(network=network, batches=(batch,))
+    with pytest.raises(ValueError, match=r"criterion 'kl' needs evidence.batches of pairs"):
+        prune(params, 0.5, Pruner("kl", "column", exclude="last"), evidence=evidence)
+
+
 def test_layers_inside_of_a_loop_are_named_too():
     params = {"first": _normal(2, 3), "loop": _normal(4, 3, 3), "last": _normal(3, 2)}
 

@@ -361,7 +361,23 @@ def test_leaves_without_numbers_lose_nothing(allocation):
     assert masks.kept(params, mask) == {"w": 4, "z": 0}
 
 
-@pytest.mark.parametrize("sparsity", [1.0, -0.01, 90, float("nan"), "0.5"])
+def test_biases_and_normalisations_of_haiku_are_no_weights_in_the_rank_of_images():
+    params = {
+        "net/~/conv": {"w": jnp.ones((3, 3, 2, 4)), "b": jnp.ones((4, 1, 1))},
+        "net/~/norm": {"scale": jnp.ones((1, 1, 1, 4)), "offset": jnp.zeros((1, 1, 1, 4))},
+        "readout": {"w": jnp.ones((4, 1)), "b": jnp.ones(1)},
+    }
+    assert trees.weights(params) == ("net/~/conv/w", "readout/w")
+
+
+@pytest.mark.parametrize("name", ["include", "exclude"])
+@pytest.mark.parametrize("patterns", [None, 3, ("*", None)])
+def test_what_is_no_pattern_is_refused(name, patterns):
+    with pytest.raises(ValueError, match=r"include and exclude take patterns of paths such as"):
+        Pruner(**{name: patterns})
+
+
+@pytest.mark.parametrize("sparsity", [1.0, -0.01, 90, float("nan"), "0.5", None])
 def test_a_sparsity_that_is_no_share_is_named(sparsity):
     with pytest.raises(ValueError, match=rf"sparsity is {sparsity!r}; .*\[0, 1\)"):
         prune(PARAMS, sparsity)

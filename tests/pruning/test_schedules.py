@@ -55,6 +55,20 @@ def test_a_schedule_without_length_prunes_at_once():
     assert list(schedules.cubic(0.8, begin=3, end=3)) == [(3, 0.8)]
 
 
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ({"end": 100.0}, r"end is 100\.0; steps are integers"),
+        ({"begin": None, "end": 9}, "begin is None; steps are integers"),
+        ({"end": 9, "frequency": 1.5}, r"frequency is 1\.5; steps are integers"),
+    ],
+)
+def test_steps_are_integers(steps, message):
+    for schedule in (schedules.cubic, schedules.constant_rate):
+        with pytest.raises(ValueError, match=message):
+            schedule(0.5, **steps)
+
+
 @pytest.mark.parametrize("sparsity", [1.0, -0.1, 90, math.nan])
 def test_a_sparsity_that_is_no_share_is_named(sparsity):
     with pytest.raises(ValueError, match=rf"sparsity is {sparsity}; .*\[0, 1\)"):

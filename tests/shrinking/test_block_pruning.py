@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn.cross_decomposition import PLSRegression
 
-from prunejax import models, shrinking
+from prunejax import models, shrinking, trees
 from prunejax.classifier import Classifier, Network
 from prunejax.models.resnet import ResNet
 from prunejax.pruning import Evidence, Pruner
@@ -360,15 +360,54 @@ class Crowded(nn.Module):
 
 
 class Housed(nn.Module):
+    house: type[nn.Module]
+
     @nn.compact
     def __call__(self, x):
-        x = Crowded(name="house")(nn.Dense(4, name="stem")(x))
+        x = self.house(name="house")(nn.Dense(4, name="stem")(x))
         return nn.Dense(2, name="head")(x)
 
 
-def test_two_blocks_in_one_module_are_refused():
-    network = Network(Housed())
+class Parallel(nn.Module):
+    """One sum of an input and two branches that share a layer, as in some transformers."""
+
+    @nn.compact
+    def __call__(self, x):
+        h = nn.relu(nn.Dense(4, name="both")(x))
+        return x + nn.Dense(4, name="first")(h) + nn.Dense(4, name="second")(h)
+
+
+def test_two_blocks_in_one_module_are_named_by_their_first_variables():
+    network = Network(Housed(Crowded))
     classifier = Classifier(network.init(jax.random.key(0), (5,)), network)
-    message = "'house/second/kernel' and 'house/fourth/kernel' .* one module, 'house'"
-    with pytest.raises(ValueError, match=message):
-        shrinking.block_scores(classifier, (5,))
+    kernels = trees.flatten(classifier.params)
+    names = list(shrinking.block_scores(classifier, (5,)))
+    assert names == ["house/first/bias", "house/fourth/bias"]
+    x = jax.random.uniform(jax.random.key(1), (3, 5))
+
+    def dense(name, x):
+        return x @ kernels[f"{name}/kernel"] + kernels[f"{name}/bias"]
+
+    stem = dense("stem", x)
+    left = {
+        names[1]: stem + dense("house/second", nn.relu(dense("house/first", stem))),
+        names[0]: stem + dense("house/fourth", nn.relu(dense("house/third", stem))),
+    }
+    for gone, expected in left.items():
+        smaller = shrinking.remove_blocks(classifier, [gone], (5,))
+        np.testing.assert_allclose(smaller(x), dense("head", expected), rtol=1e-5, atol=1e-6)
+        assert trees.size(smaller.params) == trees.size(classifier.params) - 2 * 20
+
+
+def test_a_branch_beside_another_goes_alone_and_does_not_bear_the_name_of_both():
+    network = Network(Housed(Parallel))
+    classifier = Classifier(network.init(jax.random.key(0), (5,)), network)
+    (name,) = shrinking.block_scores(classifier, (5,))
+    assert name == "house/first"
+    smaller = shrinking.remove_blocks(classifier, [name], (5,))
+    assert trees.size(smaller.params) == trees.size(classifier.params) - 20
+    params = classifier.params["house"]
+    zeros = params | {"first": jax.tree.map(jnp.zeros_like, params["first"])}
+    expected = classifier.with_params(classifier.params | {"house": zeros})
+    x = jax.random.uniform(jax.random.key(1), (3, 5))
+    np.testing.assert_allclose(smaller(x), expected(x), rtol=1e-5, atol=1e-6)

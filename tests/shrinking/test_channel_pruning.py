@@ -165,6 +165,19 @@ def test_every_layer_keeps_what_the_allocation_leaves_it(allocation, sparsity, k
         assert _left(mask, f"Dense_{number}/kernel", 1, units).sum() == kept[number]
 
 
+def test_of_the_patterns_that_match_one_group_the_first_counts(resnet):
+    """The convolutions of a sum make the same channels."""
+    classifier, traced = resnet
+    first, second = (("BasicBlock_0/Conv_1/kernel", 0.5), ("Conv_0/kernel", 0.25)), (("*", 0.75),)
+
+    def mask(table):
+        return shrinking.channel_mask(traced, classifier.variables, 0.2, Pruner(allocation=table))
+
+    jax.tree.map(np.testing.assert_array_equal, mask(first + second), mask(first[:1] + second))
+    with pytest.raises(ValueError, match=r"'Conv_7/\*', which matches none of the pruned"):
+        mask((*first, ("Conv_7/*", 0.5)))
+
+
 @pytest.mark.parametrize(
     ("sparsity", "options", "message"),
     [

@@ -247,6 +247,21 @@ class Normed(nn.Module):
         return nn.Dense(3, name="head")(x)
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e-5])
+def test_a_network_that_computes_something_else_is_refused_however_small_its_outputs(scale):
+    """The biases of what is removed are other than zero."""
+    classifier = classifier_of(models.create("mlp", num_classes=5, widths=(6,)), (9,))
+    hidden, head = (classifier.params[name] for name in ("Dense_0", "Dense_1"))
+    params = {
+        "Dense_0": {"kernel": hidden["kernel"], "bias": jnp.ones(6)},
+        "Dense_1": {"kernel": scale * head["kernel"], "bias": jnp.zeros(5)},
+    }
+    mask = masks.dense(params)
+    mask["Dense_0"]["kernel"] = jnp.arange(6)[None] < 3
+    with pytest.raises(ValueError, match=r"differs by .* from the masked one"):
+        shrinking.shrink(classifier.with_params(params), mask, (9,))
+
+
 def test_what_cannot_be_removed_is_named():
     classifier = classifier_of(Normed(), (4,))
     mask = masks.dense(classifier.params)

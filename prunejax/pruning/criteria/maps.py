@@ -15,6 +15,12 @@ def _criterion(name: str, function: Callable[..., Params], *, labelled: bool = F
     """The criterion of a function of network, variables, images and, where labelled, labels."""
 
     def score(params: Params, evidence: Evidence) -> Params:
+        for batch in evidence.batches:
+            if not isinstance(batch, tuple | list) or len(batch) != 2:
+                raise ValueError(
+                    f"criterion {name!r} needs evidence.batches of pairs, ((images, labels), ...); "
+                    f"one of them is a {type(batch).__name__}."
+                )
         images, labels = (jnp.concatenate(part) for part in zip(*evidence.batches, strict=True))
         network, variables = evidence.apply_fn, evidence.variables_of(params)
         scored = maps.check(network, variables, images, len(images)).scored
