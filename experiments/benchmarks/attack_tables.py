@@ -2,7 +2,7 @@
 
 For example, from the root:
 
-    python -m experiments.benchmarks.attack_tables experiments/benchmarks/results/attacks_*.json
+    python -m experiments.benchmarks.attack_tables > experiments/benchmarks/results/attacks.md
 """
 
 import io
@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from absl import app
+from absl import app, flags
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -33,11 +33,14 @@ success behind the peer, or beyond 1.02 x its median.
 POINTS, FARTHER = 0.003, 1.02
 
 
-def main(argv: list[str]) -> None:
-    """Prints the tables of the files that are named."""
-    if len(argv) < 2:
-        raise app.UsageError("name the JSON files of the runs")
-    sys.stdout.write(markdown([json.loads(pathlib.Path(path).read_text()) for path in argv[1:]]))
+def main(_) -> None:
+    """Prints the tables of all runs in the folder."""
+    sys.stdout.write(markdown(reports(pathlib.Path(flags.FLAGS.results))))
+
+
+def reports(folder: pathlib.Path) -> list[Mapping[str, Any]]:
+    """What the runs in the folder have saved, in the order of the files' names."""
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("attacks_*.json"))]
 
 
 def markdown(reports: Sequence[Mapping[str, Any]]) -> str:
@@ -116,4 +119,9 @@ def _number(value: float | None, form: str) -> str:
 
 
 if __name__ == "__main__":
+    flags.DEFINE_string(
+        "results",
+        str(pathlib.Path(__file__).parent / "results"),
+        "The folder whose attacks_*.json, as the benchmark of attacks saves them, are shown.",
+    )
     app.run(main)

@@ -252,7 +252,8 @@ class APGD(Attack):
         return jnp.maximum(wanted.astype(int), 1)
 
     def _project(self, image: jax.Array, x: jax.Array, eps: jax.Array) -> jax.Array:
-        return jnp.clip(image + norms.get(self.norm).project(x - image, image, eps), 0, 1)
+        norm = norms.get(self.norm)
+        return norm.moved(image, norm.project(x - image, image, eps), eps)
 
     def _schedule(self) -> "Schedule":
         return schedule(self.norm, self.steps, self.larger_budgets)

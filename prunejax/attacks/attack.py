@@ -61,7 +61,9 @@ class Attack:
         attack stops at the first that succeeds, a minimum-norm attack keeps the nearest.
       targeted: labels are the classes to reach, not the ones to leave.
       targets: head for that many of the other classes, the likeliest first, each in tries of its
-        own; leaving the label is a success all the same. 0: head for none in particular.
+        own; leaving the label is a success all the same. 0: head for none in particular, which in
+        most attacks means for the likeliest where they are: on linear networks of ten classes those
+        of minimum norm end up to 1.4 times as far as the nearest boundary.
 
     Raises:
       ValueError: a hyperparameter out of its range, a norm that the attack does not measure in,
@@ -98,6 +100,10 @@ class Attack:
                 f"norm is {self.norm!r}; {type(self).__name__} measures in "
                 f"{' or '.join(map(repr, self.supported))}."
             )
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.type in (bool, "bool") and not isinstance(value, bool | np.bool_):
+                raise ValueError(f"{field.name} is {value!r}; it must be True or False.")
         self._integers("steps", "restarts", least=1)
         self._integers("targets", least=0)
         if self.targeted and self.targets:

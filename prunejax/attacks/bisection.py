@@ -7,9 +7,9 @@ import jax
 import numpy as np
 
 from prunejax.attacks import cascade
-from prunejax.attacks.attack import Attack
+from prunejax.attacks.attack import Attack, check_integer
 from prunejax.attacks.diagnostics import Diagnostics
-from prunejax.attacks.inputs import require_attack, validated
+from prunejax.attacks.inputs import require_attack, require_options, validated
 from prunejax.attacks.runner import AttackResult
 from prunejax.classifier import Classifier
 
@@ -77,8 +77,8 @@ def smallest_budget(
     require_attack(attack)
     if attack.minimum_norm:
         raise ValueError(f"attack is {attack}; it finds the smallest budget by itself, run it.")
-    if not isinstance(halvings, int) or halvings < 1:
-        raise ValueError(f"halvings is {halvings!r}; an integer of at least 1 is needed.")
+    check_integer("halvings", halvings, least=1)
+    require_options(options)
     given = validated(attack, classifier, images, labels, key=key, eps=upper, **options)
     best = cascade.run_on(attack, classifier, given, progress)
     low, diagnostics = np.zeros_like(best.distance), [best.diagnostics]

@@ -16,6 +16,10 @@ from prunejax.attacks.goal import Goal
 _WIDE, _CAPS = (2.0**-20, 2.0**20), (1.0, 2.0**12)
 _LAMBDA_HALVINGS, _TAU_HALVINGS, _CAP_HALVINGS = 16, 11, 14
 
+# Iterates that are not adversarial head for so much more than the boundary, in shares of their
+# distance from the image: rounding brings them to rest on the wrong side of it.
+BEYOND = 1e-5
+
 
 class BrendelBethgeState(NamedTuple):
     """State of Brendel & Bethge. `[...]` is the image's shape; other numbers are scalars.
@@ -121,6 +125,8 @@ class BrendelBethge(Attack):
         momentum = jnp.where(state.step > 0, self.momentum, 0.0)
         b = momentum * state.b + (1 - momentum) * g
         c = jnp.where(f < 0, -self.overshoot * f, (self.overshoot - 2) * f)
+        further = BEYOND * _length(b) * _length(state.x - state.image)
+        c = jnp.where(state.goal.reached(logits), c, c + further)
         r = self.radius_at(state.step, state.x.size)
         x = jnp.clip(closest_in_region(self.norm, state.image, state.x, b, c, r), 0, 1)
         return state._replace(step=state.step + 1, x=x, b=b, found=found)

@@ -36,6 +36,13 @@ class Cascade:
     def __post_init__(self):
         if not self.members:
             raise ValueError("members is empty; a cascade has at least one attack.")
+        if not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in self.members):
+            raise ValueError(
+                f"members is {self.members!r}; pairs of a name and an attack are needed, as in "
+                '(("pgd", PGD()),).'
+            )
+        if not isinstance(self.individual, bool | np.bool_):
+            raise ValueError(f"individual is {self.individual!r}; it must be True or False.")
         names = [name for name, _ in self.members]
         if len(set(names)) < len(names):
             raise ValueError(f"members has the names {names}; each may appear once.")

@@ -9,7 +9,7 @@ import numpy as np
 
 from prunejax.attacks import cascade
 from prunejax.attacks.attack import Attack
-from prunejax.attacks.inputs import require_attack, validated
+from prunejax.attacks.inputs import require_attack, require_options, validated
 from prunejax.attacks.runner import AttackResult
 from prunejax.classifier import Classifier
 
@@ -70,6 +70,7 @@ def robust_accuracies(
         is compiled.
     """
     require_attack(attack)
+    require_options(options)
     numbers = np.asarray(budgets)
     rising = numbers.ndim == 1 and numbers.dtype.kind in "iuf" and len(numbers) > 0
     if not rising or not (numbers[0] >= 0 and np.all(np.diff(numbers) > 0)):

@@ -10,6 +10,8 @@ import numpy as np
 
 # Repeated passes of one program agree bit for bit; a network with dropout left on differs by more.
 REPEATABLE = 1e-4
+# An image at another place of the batch is rounded otherwise.
+ALIKE = 1e-3
 
 
 class Diagnostics(NamedTuple):
@@ -26,6 +28,8 @@ class Diagnostics(NamedTuple):
         is to reach; 0 for untargeted ones.
       unrepeatable: largest difference between the logits of two passes of the same images, the
         first of them.
+      batch_dependent: largest difference between the logits of an image beside some and beside
+        other images, as a share of the largest logit.
       weaker: `[N]` whether one step finds for an example what the attack did not: the maximum of
         the loss, linearised at the clean image, over the same ball and the box (FGSM). For
         minimum-norm attacks, which have no ball, a corner of the box, where they found nothing.
@@ -43,6 +47,7 @@ class Diagnostics(NamedTuple):
     probabilities: bool
     at_target: float
     unrepeatable: float
+    batch_dependent: float
     weaker: np.ndarray
     diverged: int
     outside: int
@@ -78,6 +83,11 @@ class Diagnostics(NamedTuple):
             found.append(
                 f"Logits of repeated passes differ by {self.unrepeatable:.2g}: a randomised "
                 "network needs expectation over its randomness."
+            )
+        elif self.batch_dependent > ALIKE:
+            found.append(
+                f"Logits of an image differ by {self.batch_dependent:.2g} of the largest beside "
+                "other images: use the network in evaluation mode, or results depend on the batch."
             )
         if self.weaker.any():
             found.append(

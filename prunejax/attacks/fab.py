@@ -11,9 +11,10 @@ from prunejax.attacks.attack import Attack, Found, Passes, logits_of
 from prunejax.attacks.goal import Goal
 from prunejax.attacks.rivals import how_many, rivals
 
-# Boundaries are aimed at so far beyond, in shares of the largest logit. Exactly on them rounding
-# decides: iterates come to rest on the wrong side, or a fresh forward pass sees another prediction.
-BEYOND = 1e-5
+# Boundaries are aimed at so far beyond, in shares of the range of the logits and of the largest.
+# Exactly on them rounding decides: iterates come to rest on the wrong side, or a fresh forward pass
+# sees another prediction. What all logits have in common moves none, and is rounded all the same.
+BEYOND, ROUNDING = 1e-5, 2.0**-22
 
 
 class FABState(NamedTuple):
@@ -127,7 +128,8 @@ class FAB(Attack):
         source, classes = state.goal.source(logits), jnp.arange(logits.size)
         signs = 1.0 * (classes == state.rivals[:, None]) - 1.0 * (classes == source)
         f = jnp.sum(signs * logits, axis=1)
-        f = jnp.where(f > 0, f, f - BEYOND * jnp.max(jnp.abs(logits)))
+        beyond = BEYOND * jnp.ptp(logits) + ROUNDING * jnp.max(jnp.abs(logits))
+        f = jnp.where(f > 0, f, f - beyond)
         (w,) = jax.vmap(vjp)(signs)
         if len(state.rivals) == 1:
             return f[0], w[0]

@@ -73,8 +73,9 @@ class FGSM(Attack):
             return losses.LOSSES[self.loss](logits_of(classifier, x), state.goal)
 
         grad = jax.grad(objective)(state.image)
-        delta = norms.get(self.norm).maximizer(grad, state.image, state.eps)
-        return state._replace(x=jnp.clip(state.image + delta, 0, 1))
+        norm = norms.get(self.norm)
+        delta = norm.maximizer(grad, state.image, state.eps)
+        return state._replace(x=norm.moved(state.image, delta, state.eps))
 
     def finished(self, state: FGSMState) -> jax.Array:
         return jnp.array(False)

@@ -50,7 +50,8 @@ class HopSkipJump(Attack):
     that float32 logits hardly change.
 
     The queries of an estimate grow in proportion to sqrt(t), and are `queries` on average: after t
-    steps round(queries steps (t / steps)^1.5) have been made.
+    steps round(queries steps (t / steps)^1.5) have been made. The network sees them 32 at a time;
+    what fills up the last of these has no say and is not counted.
 
     Attributes:
       steps: 64 as in the authors' code.

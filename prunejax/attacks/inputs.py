@@ -1,15 +1,18 @@
 """What a run is given, checked before anything is compiled."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from prunejax import names
 from prunejax.attacks.lanes import lane_count
 from prunejax.classifier import Classifier
+
+OPTIONS = ("indices", "batch_size", "devices")
 
 
 class Inputs(NamedTuple):
@@ -94,9 +97,7 @@ def validated(
         ) from error
     if not isinstance(batch_size, int | np.integer) or batch_size < 1:
         raise ValueError(f"batch_size is {batch_size!r}; an integer of at least 1 is needed.")
-    devices = jax.local_devices() if devices is None else devices
-    if not len(devices):
-        raise ValueError("devices is empty; at least 1 is needed, or None for all local ones.")
+    mesh = _mesh(devices)
     return Inputs(
         images=images.astype(np.float32),
         labels=labels.astype(np.int32),
@@ -104,8 +105,8 @@ def validated(
         indices=indices,
         classes=classes,
         key=key,
-        width=lane_count(number, int(batch_size), len(devices)),
-        mesh=Mesh(np.array(devices), ("data",)),
+        width=lane_count(number, int(batch_size), mesh.size),
+        mesh=mesh,
     )
 
 
@@ -115,6 +116,29 @@ def require_attack(attack) -> None:
         raise ValueError(
             f"attack is {attack!r}; an attack is needed, attacks.create(name) makes one."
         )
+
+
+def require_options(options: Mapping[str, Any]) -> None:
+    """Raises a ValueError for what is handed on to `validated` and no option of a run."""
+    for name in options:
+        if name not in OPTIONS:
+            raise names.unknown("option of a run", name, OPTIONS)
+
+
+def _mesh(devices: Sequence[jax.Device] | None) -> Mesh:
+    devices = jax.local_devices() if devices is None else devices
+    listed = isinstance(devices, Sequence | np.ndarray) and not isinstance(devices, str)
+    if not listed or not all(isinstance(device, jax.Device) for device in devices):
+        raise ValueError(
+            f"devices is {devices!r}; a list such as jax.devices() is needed, or None for all "
+            "local ones."
+        )
+    if not len(devices) or len(set(devices)) < len(devices):
+        raise ValueError(
+            f"devices is {list(devices)}; at least 1 is needed and each once, or None for all "
+            "local ones."
+        )
+    return Mesh(np.array(devices), ("data",))
 
 
 def _budgets(attack, eps, number: int) -> np.ndarray:
@@ -130,8 +154,8 @@ def _budgets(attack, eps, number: int) -> np.ndarray:
     real = any(jnp.issubdtype(eps.dtype, kind) for kind in (jnp.floating, jnp.integer))
     if not real or eps.shape not in ((), (number,)) or not (eps >= 0).all():
         raise ValueError(f"eps is {eps}; a number >= 0 is needed, or one for each example.")
-    if not np.isfinite(eps).all():
-        raise ValueError(f"eps is {eps}; the budget of {name} must be finite.")
+    if not (eps <= np.finfo(np.float32).max).all():
+        raise ValueError(f"eps is {eps}; the budget of {name} must be finite, as a float32.")
     return np.broadcast_to(eps.astype(np.float32), (number,)).copy()
 
 

@@ -66,18 +66,22 @@ def inspect(
     with_gradient = "margin" if loss in (None, "kl") else loss  # KL has none at the clean image
     number, seen = len(images), []
 
-    def batch_from(first):
-        of = np.arange(first, first + width) % number
+    def batch_of(which):
+        of = which % number
         return images[of], wanted(attack, labels[of]), eps[of]
 
+    lanes = np.arange(width)
     program = _program(with_gradient, attack.norm, mesh)
-    if not (attack.uses_gradients or _is_traceable(program, classifier, *batch_from(0))):
+    if not (attack.uses_gradients or _is_traceable(program, classifier, *batch_of(lanes))):
         program = _program(None, attack.norm, mesh)
     for first in range(0, number, width):
-        batch = batch_from(first)
+        batch = batch_of(first + lanes)
         look = program(classifier, *batch)
         if not first:
             logits, again = jax.device_get((look.logits, program(classifier, *batch).logits))
+            # The first image beside each of the others that are looked at again.
+            beside = program(classifier, *batch_of(np.where(lanes % 2, 0, lanes))).logits
+            moved = _difference(jax.device_get(beside)[::2], logits[::2])
         seen.append(jax.device_get(look[1:]))
     zero, non_finite, probabilities, reached, falls = (
         np.concatenate(parts)[:number] for parts in zip(*seen, strict=True)
@@ -90,12 +94,20 @@ def inspect(
         non_finite=float(np.mean(non_finite)),
         probabilities=bool(probabilities.all()),
         at_target=float(np.mean(reached)) if attack.targeted else 0.0,
-        unrepeatable=float(np.nanmax(np.abs(again - logits))) if np.isfinite(logits).any() else 0.0,
+        unrepeatable=_difference(again, logits),
+        batch_dependent=moved / max(_difference(logits, 0), 1e-30),
         weaker=falls,
         diverged=0,
         outside=0,
         unconfirmed=0,
     )
+
+
+def _difference(found: np.ndarray, expected: np.ndarray | float) -> float:
+    """The largest of those numbers that are finite; 0 where none are."""
+    with np.errstate(invalid="ignore"):  # inf - inf
+        apart = np.abs(found - expected)
+    return float(np.max(apart, initial=0.0, where=np.isfinite(apart)))
 
 
 def _is_traceable(program, *args) -> bool:

@@ -75,8 +75,9 @@ class JSMA(Attack):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 < abs(self.theta) <= 1:
-            raise ValueError(f"theta is {self.theta}; it must lie in [-1, 1] and not be 0.")
+        self._numbers("theta", within="[-1, 1]")
+        if self.theta == 0:
+            raise ValueError(f"theta is {self.theta}; features must move, give another number.")
 
     def init(self, classifier, image, goal, key, eps) -> JSMAState:
         del key, eps

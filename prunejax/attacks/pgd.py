@@ -111,7 +111,7 @@ class PGD(Attack):
             g = self.momentum * g + grad / jnp.maximum(jnp.sum(jnp.abs(grad)), 1e-30)
         direction = norm.direction(g if self.momentum else grad, state.x)
         delta = state.x + self.step_length(state.eps, grad.size) * direction - state.image
-        x = jnp.clip(state.image + norm.project(delta, state.image, state.eps), 0, 1)
+        x = norm.moved(state.image, norm.project(delta, state.image, state.eps), state.eps)
         return state._replace(x=x, g=g, found=self._look(state, logits))
 
     def step_length(self, eps: jax.Array, entries: int) -> jax.Array:

@@ -56,8 +56,7 @@ class Square(RandomSearch):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 < self.p_init <= 1:
-            raise ValueError(f"p_init is {self.p_init}; it must lie in (0, 1].")
+        self._numbers("p_init", within="(0, 1]")
 
     def window(self, step: jax.Array, height: int, width: int) -> tuple[jax.Array, jax.Array]:
         """Height and width of the windows, in pixels, after so many steps; integer scalars."""
@@ -176,7 +175,7 @@ class Square(RandomSearch):
         delta = planes.T.reshape(image.shape)
         if self.norm == "l1":
             delta = norms.get("l1").project(delta, image, eps)
-        return jnp.clip(image + delta, 0, 1)
+        return norms.get(self.norm).moved(image, delta, eps)
 
 
 class _Tiles(NamedTuple):

@@ -85,6 +85,17 @@ class Norm:
         corner = jnp.clip(delta, *_room(image))
         return self._within(self.shrink, delta, corner, eps)
 
+    def moved(self, image: Array, delta: Array, eps: Array | float) -> Array:
+        """`image + delta`, of a delta within budget and box, as an image within both.
+
+        In L1 the sum of what float32 rounds in thousands of entries may be beyond the budget: then
+        each of them is one float32 nearer to the image.
+        """
+        x = jnp.clip(image + delta, 0, 1)
+        if self.name != "l1":
+            return x
+        return jnp.where(self.distance(x - image) > eps, jnp.nextafter(x, image), x)
+
     def maximizer(self, grad: Array, image: Array, eps: Array | float) -> Array:
         """The perturbation within budget and box that a linear loss likes best.
 

@@ -98,6 +98,16 @@ def test_reaches_the_optimum(norm, shape, classes, bound, options, linear_classi
     check_distances(attack, linear_classifier(problem), problem, bound)
 
 
+@pytest.mark.parametrize(
+    "norm",
+    ["l2", *(pytest.param(norm, marks=pytest.mark.exhaustive) for norm in ("linf", "l1"))],
+)
+def test_no_iterate_comes_to_rest_beside_the_boundary_on_the_wrong_side(norm, linear_classifier):
+    problem = random_linear(1, (7, 5, 1), classes=2, examples=12)
+    attack = attacks.BrendelBethge(norm=norm, steps=300)
+    check_distances(attack, linear_classifier(problem), problem, 1.01)
+
+
 def test_an_example_without_a_start_is_not_found_and_stops_nobody():
     def logits(_, images):
         reachable = images[:, 0] > 0.5  # the first entry says which example it is

@@ -306,6 +306,17 @@ def test_wrong_arguments_are_named(relu_network):
     for members in (mixed, mixed[::-1]):
         with pytest.raises(ValueError, match=r"\['reached'\], targeted, beside \['left'\], untarg"):
             attacks.Cascade(norm="linf", members=members)
+    for members in ((attacks.PGD(),), {"pgd": attacks.PGD()}, (("pgd",),)):
+        with pytest.raises(ValueError, match="pairs of a name and an attack are needed"):
+            attacks.Cascade(norm="linf", members=members)
+    with pytest.raises(ValueError, match="individual is 'x'; it must be True or False"):
+        attacks.autoattack(individual="x")
+    for way in (
+        lambda **misspelt: attacks.smallest_budget(attacks.FGSM(), *some, upper=1.0, **misspelt),
+        lambda **misspelt: attacks.robust_accuracies(attacks.FGSM(), *some, [1.0], **misspelt),
+    ):
+        with pytest.raises(ValueError, match=r"option of a run 'batchsize'.*'batch_size'"):
+            way(key=KEY, batchsize=3)
     with pytest.raises(ValueError, match="members is empty"):
         attacks.Cascade(norm="linf", members=())
     cascade = attacks.Cascade(norm="linf", members=MEMBERS)
@@ -316,7 +327,7 @@ def test_wrong_arguments_are_named(relu_network):
     for budgets in ([0.2, 0.1], [0.1, 0.1], [-0.1, 0.1], [np.nan], [], 0.1, ["a"], [0.1j]):
         with pytest.raises(ValueError, match="budgets is"):
             attacks.robust_accuracies(attacks.FGSM(), *some, budgets, key=KEY)
-    for halvings in (0, 2.5):
+    for halvings in (0, 2.5, True):
         with pytest.raises(ValueError, match=f"halvings is {halvings}"):
             attacks.smallest_budget(attacks.FGSM(), *some, upper=1.0, key=KEY, halvings=halvings)
     with pytest.raises(ValueError, match="AutoAttack knows 'linf', 'l2' and 'l1'"):

@@ -154,6 +154,36 @@ def test_pgd_reaches_the_nearest_of_many_classes(shape, classes, norm, linear_cl
     check_budgets(attack, linear_classifier(problem), problem, problem.labels, distances)
 
 
+@pytest.mark.parametrize(
+    ("attack", "bound"),
+    [
+        (attacks.FMN(norm="l2", targets=9), 1.05),
+        (attacks.PDPGD(targets=9), 1.25),
+        pytest.param(attacks.FMN(norm="linf", targets=9), 1.05, marks=pytest.mark.exhaustive),
+        pytest.param(attacks.FMN(norm="l1", targets=9), 1.25, marks=pytest.mark.exhaustive),
+        pytest.param(attacks.DDN(steps=1000, targets=9), 1.05, marks=pytest.mark.exhaustive),
+        pytest.param(attacks.CarliniWagner(targets=9), 1.05, marks=pytest.mark.exhaustive),
+        pytest.param(attacks.FAB(norm="l1", targets=9), 1.25, marks=pytest.mark.exhaustive),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, attacks.Attack) else "",
+)
+def test_towards_all_of_many_classes_the_nearest_is_found(attack, bound, linear_classifier):
+    problem = random_linear(3, (7, 5, 1), classes=10, examples=6)
+    check_distances(attack, linear_classifier(problem), problem, bound)
+
+
+@pytest.mark.parametrize("attack", [attacks.PGD(norm="l1"), attacks.FGSM(norm="l1")])
+def test_budgets_in_l1_hold_for_thousands_of_entries(attack, linear_classifier):
+    """Each is rounded, and all of them add up."""
+    problem = random_linear(0, (32, 32, 3), classes=2, examples=12)
+    eps = 2 * minimum_distances(problem, "l1")
+    classifier = linear_classifier(problem)
+    result = attacks.run(attack, classifier, problem.images, problem.labels, key=KEY, eps=eps)
+    assert result.success.all()
+    assert result.diagnostics.outside == 0
+    assert np.all(length(result.images.astype(float) - problem.images, "l1") <= eps * (1 + 1e-6))
+
+
 def _in_l1(delta, eps):
     """The nearest point of the L1 ball, for two entries: both lose alike, or the smaller goes."""
     size = np.abs(delta)

@@ -178,6 +178,18 @@ def test_an_attack_weaker_than_one_step_is_noticed():
     assert [warning[:13] for warning in alone.warnings()] == ["member 0: 2 o", "member 1: 2 o"]
 
 
+@pytest.mark.parametrize("batch_size", [2, 8, 256])
+def test_networks_that_normalise_by_the_batch_are_noticed(batch_size):
+    def network(_, images):
+        return healthy(None, images - images.mean(axis=0) + 0.5)
+
+    (device,) = jax.devices()[:1]
+    found = diagnostics(network, batch_size=batch_size, devices=[device])
+    assert found.unrepeatable == 0
+    assert any("evaluation mode" in warning for warning in found.warnings())
+    assert diagnostics(healthy, batch_size=batch_size).batch_dependent < 1e-6
+
+
 def half_and_half(_, images):
     """Class 0 below a half, else class 1; never class 2."""
     x = images[:, 0]

@@ -255,6 +255,8 @@ OUT_OF_RANGE = {
     "pgd": [
         ("steps", 2.5, "integer"),
         ("targets", -1, "integer of at least 0"),
+        ("random_start", "no", "True or False"),
+        ("targeted", "yes", "True or False"),
         ("relative_step", 0.0, "(0, inf)"),
         ("relative_step", -0.5, "(0, inf)"),
         ("momentum", -0.5, "[0, inf)"),
@@ -266,6 +268,7 @@ OUT_OF_RANGE = {
         ("rho", 1.1, "[0, 1]"),
         ("share", 1.0, "(0, 1)"),
         ("larger_budgets", True, "'l1'"),
+        ("larger_budgets", "no", "True or False"),
     ],
     "deepfool": [("candidates", 0, "at least 1"), ("overshoot", -2, "[0, inf)")],
     "fab": [
@@ -278,6 +281,7 @@ OUT_OF_RANGE = {
         ("alpha", 0.0, "(0, inf)"),
         ("gamma", 1.0, "(0, 1)"),
         ("gamma_final", 0.1, "(0, gamma = 0.05]"),
+        ("gamma_final", "x", "(0, 1)"),
     ],
     "ddn": [
         ("gamma", 0.0, "(0, 1)"),
@@ -298,8 +302,9 @@ OUT_OF_RANGE = {
         ("initial_ratio", 0.0, "(1e-6, 1e6)"),
     ],
     "jsma": [
-        ("theta", 0.0, "[-1, 1]"),
+        ("theta", 0.0, "must move"),
         ("theta", 1.5, "[-1, 1]"),
+        ("theta", "a", "[-1, 1]"),
     ],
     "one_pixel": [
         ("population", 3, "integer of at least 4"),
@@ -313,7 +318,7 @@ OUT_OF_RANGE = {
         ("tau_step", 0.0, "(0, inf)"),
         ("tau", -1, "[0, 1]"),
     ],
-    "square": [("p_init", 0.0, "(0, 1]"), ("p_init", 1.5, "(0, 1]")],
+    "square": [("p_init", 0.0, "(0, 1]"), ("p_init", 1.5, "(0, 1]"), ("p_init", "a", "(0, 1]")],
     "sparse_rs": [("alpha_init", 0.0, "(0, 1]"), ("alpha_init", 1.5, "(0, 1]")],
     "brendel_bethge": [
         ("overshoot", 0.9, "[1, 2)"),
@@ -335,7 +340,7 @@ OUT_OF_RANGE = {
 def test_hyperparameters_out_of_range(name):
     everyone = [(option, 0, "integer of at least 1") for option in ("steps", "restarts")]
     for option, value, advice in everyone + OUT_OF_RANGE[name]:
-        message = re.escape(f"{option} is {value}") + ".*; .*" + re.escape(advice)
+        message = re.escape(f"{option} is {value!r}") + ".*; .*" + re.escape(advice)
         with pytest.raises(ValueError, match=message):
             attacks.create(name, **{option: value})
 
@@ -417,9 +422,12 @@ def test_an_unknown_loss(name):
         ("key", None, ("key is None", "jax.random.key")),
         ("key", 0, ("key is 0", "jax.random.key")),
         ("key", jax.random.split(jax.random.key(0), 4), ("key is", "single key")),
-        ("devices", [], ("devices is empty",)),
+        ("devices", [], ("devices is []", "at least 1")),
+        ("devices", "cpu", ("devices is 'cpu'", "jax.devices()")),
+        ("devices", jax.devices()[:1] * 2, ("devices is", "each once")),
         ("eps", "a", ("eps is a",)),
         ("eps", np.inf, ("eps is inf", "finite")),
+        ("eps", 1e39, ("eps is 1e+39", "finite, as a float32")),
         ("eps", np.nan, ("eps is nan",)),
         ("eps", 0.1 + 0j, ("eps is (0.1+0j)", "number >= 0")),
     ],

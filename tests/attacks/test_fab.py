@@ -8,6 +8,7 @@ from scipy import optimize
 
 from prunejax import attacks, norms
 from prunejax.attacks.goal import Goal
+from prunejax.classifier import Classifier
 from tests.attacks.test_closed_form import KEY, assert_valid, check_distances, length, nearest_class
 from tests.linear_models import minimum_distance, random_linear
 
@@ -208,6 +209,21 @@ def test_untargeted_chooses_the_boundary_that_is_nearest_without_the_box(norm, l
     assert np.all(result.distance[first == nearest] <= 1.05 * distances[first == nearest])
     assert np.mean(first == nearest) >= 0.5
     assert np.all(result.backwards == 9 * 100)
+
+
+@pytest.mark.parametrize(("scale", "offset"), [(1.0, 0.0), (0.01, 100.0)])
+def test_what_all_logits_have_in_common_changes_nothing(scale, offset):
+    problem = random_linear(0, (7, 5, 1), classes=4)
+
+    def network(variables, images):
+        logits = images.reshape(len(images), -1) @ variables["W"].T + variables["b"]
+        return scale * logits + offset
+
+    classifier = Classifier({"W": problem.weights, "b": problem.bias}, network)
+    attack = attacks.FAB(norm="l2", targets=3)
+    result = attacks.run(attack, classifier, problem.images, problem.labels, key=KEY)
+    _, distances = nearest_class(problem, "l2")
+    assert np.all(result.distance <= 1.03 * distances)
 
 
 def test_reaches_a_given_class(linear_classifier):

@@ -1,6 +1,5 @@
 """The tables of the attacks beside their peers say what was measured."""
 
-import json
 import pathlib
 
 from experiments.benchmarks import attack_tables
@@ -71,5 +70,5 @@ def test_what_is_weaker_than_a_peer_stands_out():
 
 
 def test_the_committed_page_is_that_of_the_committed_runs():
-    reports = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("attacks_*.json"))]
-    assert (RESULTS / "attacks.md").read_text() == attack_tables.markdown(reports)
+    page = attack_tables.markdown(attack_tables.reports(RESULTS))
+    assert (RESULTS / "attacks.md").read_text() == page

@@ -26,6 +26,7 @@ COMMANDS = sorted(
     for path in (ROOT / "experiments").rglob("*.py")
     if '__name__ == "__main__"' in path.read_text()
 )
+WITHOUT_JAX = ("experiments.prepare_data", "experiments.benchmarks.attack_tables")
 CONFIG = "experiments/configs/digits_blind.py"
 
 
@@ -67,7 +68,7 @@ def test_the_commands_whose_help_is_read_are_all_found():
 def test_help_is_complete(command, module):
     shown, _, own = command(module, "--help")
     expected = dict(own)
-    if module != "experiments.prepare_data":  # it needs no JAX
+    if module not in WITHOUT_JAX:
         expected |= {name: flags.FLAGS[name] for name in ("cpu_devices", "distributed")}
     assert own
     words = " ".join(shown.split())
