@@ -138,11 +138,16 @@ def count(classifier: Classifier, image_shape: tuple[int, ...]) -> tuple[Layer, 
 
     Raises:
       ValueError: a product with a weight inside of `while` or `cond`, of which nobody knows how
-        often it runs.
+        often it runs; images that the network does not take.
     """
     shapes = jax.eval_shape(lambda: classifier.variables)
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    program = jaxprs.flat(classifier.apply_fn, shapes, image)
+    try:
+        program = jaxprs.flat(classifier.apply_fn, shapes, image)
+    except Exception as error:  # whatever the network raises on such images
+        raise ValueError(
+            f"image_shape is {image_shape}, and the network does not take such images: {error}"
+        ) from error
     *inputs, images = program.inputs
     leaves = trees.flatten(classifier.params)
     weights = {f"params/{path}" for path in trees.prunable(classifier.params)}

@@ -277,6 +277,8 @@ def test_work_of_unknown_length_is_named():
 
 def test_bad_arguments_are_refused():
     classifier = classifier_of(models.create("mlp", num_classes=3, widths=(4,)), (5,))
+    with pytest.raises(ValueError, match=r"image_shape is \(9,\), and the network does not take"):
+        efficiency.count(classifier, (9,))
     with pytest.raises(ValueError, match="batch_size is 0"):
         efficiency.efficiency(classifier, (5,), batch_size=0)
     with pytest.raises(ValueError, match="different leaves"):

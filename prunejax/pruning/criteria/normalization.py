@@ -1,7 +1,5 @@
 """The scale of the normalisation that follows a layer."""
 
-import re
-
 import jax
 import jax.numpy as jnp
 
@@ -14,14 +12,10 @@ def norm_scale(params: Params, evidence: Evidence) -> Params:
     """|gamma| of the normalisation that follows, one value for each output, `[1, ..., 1, out]`.
 
     Liu et al. (2017), network slimming. Which normalisation follows is said by `evidence.norms`.
-    For the others it is found in the equations of `evidence.network`, where that is there with
+    Of the others it is found in the equations of `evidence.network`, where that is there with
     `input_shape` or batches of (images, labels): the first parameter that multiplies the layer's
     outputs, a number each, before another layer reads them; for a branch that is added up before
     it is normalised, as in pre-activation networks, that of the first normalisation of the sum.
-
-    Without a network Flax's names decide: `Conv_i/kernel` -> `BatchNorm_i/scale` of the same
-    module. That holds where each convolution has its normalisation behind it, and is *wrong* for
-    pre-activation networks, in which the i-th normalisation comes before the i-th convolution.
 
     Raises:
       ValueError: a weight that is to be scored has no such scale, or one of another length.
@@ -37,8 +31,9 @@ def norm_scale(params: Params, evidence: Evidence) -> Params:
     for path in needed:
         if path not in scales:
             raise ValueError(
-                f"criterion 'norm_scale' knows no normalisation that follows {path!r}; exclude it "
-                f"or pass evidence=Evidence(norms={{{path!r}: path of its scale}})."
+                f"criterion 'norm_scale' knows no normalisation that follows {path!r}; exclude it, "
+                "or pass evidence=Evidence(network=..., input_shape=...), in which it is found, or "
+                f"Evidence(norms={{{path!r}: path of its scale}})."
             )
         found, outputs = jnp.shape(leaves[scales[path]]), jnp.shape(leaves[path])[-1]
         if found != (outputs,):
@@ -57,10 +52,8 @@ def norm_scale(params: Params, evidence: Evidence) -> Params:
 def _followers(params: Params, evidence: Evidence) -> dict[str, str]:
     """By path of a weight that of the scale that follows, as far as it is known."""
     shape = _input_shape(evidence)
-    if evidence.network is None or shape is None:
-        names = {path: _by_name(path) for path in trees.flatten(params)}
-        return {path: scale for path, scale in names.items() if scale in trees.flatten(params)}
-    if set(evidence.weights(params)) <= set(evidence.norms or ()):
+    all_given = set(evidence.weights(params)) <= set(evidence.norms or ())
+    if evidence.network is None or shape is None or all_given:
         return {}
     variables = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)),
@@ -76,11 +69,6 @@ def _input_shape(evidence: Evidence) -> tuple[int, ...] | None:
         return tuple(evidence.input_shape)
     pairs = [batch for batch in evidence.batches if isinstance(batch, tuple | list)]
     return jnp.shape(pairs[0][0])[1:] if pairs else None
-
-
-def _by_name(path: str) -> str | None:
-    scale, found = re.subn(r"(^|/)Conv_(\d+)/kernel$", r"\1BatchNorm_\2/scale", path)
-    return scale if found else None
 
 
 NORM_SCALE = Criterion("norm_scale", norm_scale)
