@@ -21,6 +21,7 @@ class DeepFoolState(NamedTuple):
     Attributes:
       image, goal: clean image `[...]` and what is wanted.
       rivals: `[K]` the classes whose boundary is considered.
+      step: steps made.
       r: `[...]` sum of the steps so far.
       x: `[...]` clip(image + (1 + overshoot) r).
       found: the first adversarial iterate.
@@ -29,6 +30,7 @@ class DeepFoolState(NamedTuple):
     image: jax.Array
     goal: Goal
     rivals: jax.Array
+    step: jax.Array
     r: jax.Array
     x: jax.Array
     found: Found
@@ -43,10 +45,11 @@ class DeepFool(Attack):
 
     where direction is w / ||w||_2 in L2 and sign(w) in Linf. Moosavi-Dezfooli et al. (2016),
     "DeepFool: a simple and accurate method to fool deep neural networks", algorithm 2 and section
-    3.3, with one change: entries of w that would leave the box count as zero. Else r grows where
-    clipping undoes it, and on images with many black pixels the boundary is often not reached at
-    all. On a linear network the result is then the optimum with the box, times 1 + overshoot. On
-    others it is fast rather than minimal.
+    3.3, with one change: after a fifth of the steps entries of w that would leave the box count as
+    zero. Else r grows where clipping undoes it, and on images with many black pixels the boundary
+    is often not reached at all: on a robust MNIST network for 44 of 200 images instead of 8. (From
+    the first step on it is 4, but 6 % farther away.) On a linear network the result is the optimum
+    with the box, times 1 + overshoot. On others it is fast rather than minimal.
 
     Attributes:
       steps: at most; 50 as in the authors' code.
@@ -82,7 +85,8 @@ class DeepFool(Attack):
         del key, eps
         classes = rivals(classifier, image, goal, self.candidates)
         found = self.nothing_found(image)
-        return DeepFoolState(image, goal, classes, jnp.zeros_like(image), image, found)
+        nowhere = jnp.zeros_like(image)
+        return DeepFoolState(image, goal, classes, jnp.array(0), nowhere, image, found)
 
     def step(self, classifier, state: DeepFoolState) -> DeepFoolState:
         logits, vjp = jax.vjp(lambda x: logits_of(classifier, x), state.x)
@@ -91,7 +95,7 @@ class DeepFool(Attack):
         cotangents = jax.nn.one_hot(reach, classes) - jax.nn.one_hot(leave, classes)
         (w,) = jax.vmap(vjp)(cotangents)
         blocked = ((state.x >= 1) & (w > 0)) | ((state.x <= 0) & (w < 0))
-        w = jnp.where(blocked, 0.0, w)
+        w = jnp.where(blocked & (5 * state.step >= self.steps), 0.0, w)
         norm = norms.get(self.norm)
         f = logits[reach] - logits[leave]
         away = jnp.abs(f) / jnp.maximum(jax.vmap(norm.dual_distance)(w), 1e-15)
@@ -102,7 +106,7 @@ class DeepFool(Attack):
         adversarial = state.goal.reached(logits)
         found = self.nearest(state.found, state.image, state.x, adversarial)
         x = jnp.clip(state.image + (1 + self.overshoot) * r, 0, 1)
-        moved = state._replace(r=r, x=x, found=found)
+        moved = state._replace(step=state.step + 1, r=r, x=x, found=found)
         stay = state._replace(found=found)
         return jax.tree.map(lambda a, b: jnp.where(adversarial, a, b), stay, moved)
 
