@@ -1,10 +1,10 @@
 """A traced function as a flat list of equations, to be looked at and evaluated in other ways."""
 
+import pathlib
 from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from jax.extend import core
 
 # What these run is run many times, on data or on numbers of an array: it stays one equation.
@@ -84,20 +84,20 @@ def has_rule(eqn: core.JaxprEqn) -> bool:
 def is_elementwise(eqn: core.JaxprEqn) -> bool:
     """Whether each number of the result is made of those at the same place, or of a scalar."""
     if eqn.primitive.name in ("custom_jvp_call", "custom_vjp_call"):
-        return all(map(is_elementwise, _body(eqn)))
+        shape = eqn.outvars[0].aval.shape
+        alike = all(out.aval.shape == shape for out in eqn.outvars)
+        alike = alike and all(atom.aval.shape in ((), shape) for atom in eqn.invars)
+        return alike and all(map(is_elementwise, _body(eqn)))
     return eqn.primitive.name in ELEMENTWISE
 
 
 def is_relu(eqn: core.JaxprEqn) -> bool:
-    """Whether an equation is `jax.nn.relu`, which is max(x, 0) with a derivative of 0 at 0."""
-    if eqn.primitive.name != "custom_jvp_call" or len(body := _body(eqn)) != 1:
+    """Whether an equation is a call of `jax.nn.relu`, and not of another max(x, 0) with a rule."""
+    if eqn.primitive.name != "custom_jvp_call":
         return False
-    (only,) = body
-    return only.primitive.name == "max" and _is_zero(only.invars[1])
-
-
-def _is_zero(atom: Any) -> bool:
-    return not is_variable(atom) and np.ndim(atom.val) == 0 and atom.val == 0
+    info = _called(eqn).jaxpr.debug_info
+    source = "" if info is None else info.func_src_info
+    return source.startswith("relu ") and "jax/_src/nn" in pathlib.PurePath(source).as_posix()
 
 
 def is_variable(atom: Any) -> bool:

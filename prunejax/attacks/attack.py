@@ -101,9 +101,10 @@ class Attack:
                 f"{' or '.join(map(repr, self.supported))}."
             )
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.type in (bool, "bool") and not isinstance(value, bool | np.bool_):
-                raise ValueError(f"{field.name} is {value!r}; it must be True or False.")
+            if field.init and field.type in (bool, "bool"):
+                value = getattr(self, field.name)
+                if not isinstance(value, bool | np.bool_):
+                    raise ValueError(f"{field.name} is {value!r}; it must be True or False.")
         self._integers("steps", "restarts", least=1)
         self._integers("targets", least=0)
         if self.targeted and self.targets:

@@ -230,10 +230,12 @@ def prune(
     evidence = _with_key(evidence, key)
     whole = pruner.initial(params)
     current = whole if current is None else current
-    *earlier, last = (
-        pruner.removal(params, of_round)
-        for _, of_round in schedules.constant_rate(sparsity, end=rounds - 1, frequency=1)
-    )
+    last = pruner.removal(params, sparsity)
+    *sparsities, _ = schedules.constant_rate(sparsity, end=rounds - 1, frequency=1)
+    try:
+        earlier = [pruner.removal(params, of_round) for _, of_round in sparsities]
+    except ValueError as error:
+        raise ValueError(f"rounds is {rounds}, and for an earlier one {error}") from error
     if earlier:  # as a compiled loop, or a hundred rounds would be compiled one by one
         masks.validate(params, current)
         counts = jax.tree.map(lambda *each: jnp.array(each), *earlier)

@@ -133,10 +133,13 @@ def _last_weight(program, between, traced, own) -> str:
 
 
 def _name(variables: Sequence[str], traced: Structure) -> str:
-    """See `Block`. Told by the parameters alone, for training reads other statistics."""
+    """See `Block`. Told by the parameters alone, for training reads other statistics.
+
+    And by those of the whole network, so that a block keeps its name when others have gone.
+    """
     own, every = (
         [path.removeprefix("params/") for path in paths if path.startswith("params/")]
-        for paths in (variables, traced.variables)
+        for paths in (variables, traced.whole)
     )
     module = os.path.commonpath(own)
     inside = {path for path in every if f"{path}/".startswith(f"{module}/")}

@@ -194,11 +194,13 @@ def _dead(
     Depthwise ones may be left where all that they read is dead.
     """
     read, made = channels.filtered.T
-    feeding = channels.made & alive
-    feeding[made] = False
-    dead = those_with(channels.made) & ~those_with(feeding)
+    whole = channels.made & alive
+    whole[made] = False
+    dead = those_with(channels.made) & ~those_with(whole)
     while True:
-        feeding[made] = alive[made] & ~dead[channels.stage[read]]
+        feeding = whole.copy()
+        # A filter that is used twice has several entries.
+        np.logical_or.at(feeding, made, alive[made] & ~dead[channels.stage[read]])
         if not (fed := dead & those_with(feeding)).any():
             return dead
         dead &= ~fed
@@ -323,4 +325,5 @@ def remove_blocks(
     gone = {path for block in residual.chosen(traced, names) for path in block.variables}
     network = shrunk.whole(classifier.apply_fn, classifier.variables)
     network = dataclasses.replace(network, blocks=(*network.blocks, *dict.fromkeys(names)))
+    network.left(jax.ShapeDtypeStruct((2, *image_shape), jnp.float32))  # where a name is no other's
     return Classifier(trees.drop(classifier.variables, gone), network)

@@ -25,12 +25,14 @@ class Structure(NamedTuple):
       variables: the program's inputs by their path, such as "params/Conv_0/kernel".
       images: the program's last input.
       channels: what belongs together.
+      whole: paths of all variables of the network that has lost nothing yet.
     """
 
     program: jaxprs.Flat
     variables: Mapping[str, core.Var]
     images: core.Var
     channels: Channels
+    whole: tuple[str, ...]
 
     @property
     def number(self) -> int:
@@ -65,7 +67,10 @@ def trace(
     program = jaxprs.flat(function, shapes, images, keep_rules=True)
     *inputs, last = program.inputs
     by_path = dict(zip(trees.flatten(shapes), inputs, strict=True))
-    return Structure(program, by_path, last, coupling.channels(program, inputs))
+    channels = coupling.channels(program, inputs)
+    # A smaller network knows the shapes of the whole one.
+    whole = tuple(trees.flatten(getattr(function, "shapes", variables)))
+    return Structure(program, by_path, last, channels, whole)
 
 
 def of(

@@ -8,6 +8,7 @@ import pytest
 from prunejax import attacks
 from prunejax.attacks.goal import Goal
 from prunejax.attacks.jsma import best_pair, best_single
+from prunejax.classifier import Classifier
 from tests.attacks.test_closed_form import assert_valid, length
 from tests.linear_models import LinearProblem, minimum_distances, random_linear
 
@@ -37,6 +38,18 @@ def features(kind: str, seed: int, size: int = 60):
     if kind == "tied":
         rise, fall = np.round(rise), np.round(fall)
     return rise.astype(np.float32), fall.astype(np.float32), rng.uniform(size=size) < 0.8
+
+
+@pytest.mark.parametrize(("theta", "spent", "worth"), [(1.0, 0.995, 0.2), (-1.0, 0.005, 0.8)])
+def test_a_feature_that_is_nearly_spent_is_not_chosen(theta, spent, worth):
+    """Its slope is the largest; two of the others are enough."""
+    slopes = np.float32(np.sign(theta)) * np.float32([9, 3, 2, 1])
+    images = np.array([[spent, worth, worth, worth]], np.float32)
+    variables = np.stack([-slopes, slopes]), np.float32([0, -2 * (images @ slopes)[0] - 6])
+    classifier = Classifier(variables, lambda v, x: x @ v[0].T + v[1])
+    attack = attacks.JSMA(theta=theta, pairs=False)
+    result = attacks.run(attack, classifier, images, np.zeros(1, int), key=KEY)
+    assert np.array_equal(result.images[0] != images[0], [False, True, True, False])
 
 
 @pytest.mark.parametrize("pairs", [True, False])

@@ -361,6 +361,14 @@ def test_leaves_without_numbers_lose_nothing(allocation):
     assert masks.kept(params, mask) == {"w": 4, "z": 0}
 
 
+def test_sparsities_that_rounds_cannot_have_are_named_with_them():
+    with pytest.raises(ValueError, match=r"rounds is 3, and for an earlier one sparsity is 0\.2"):
+        prune({"w": jnp.ones((4, 2))}, 0.5, Pruner(granularity="2:4"), rounds=3)
+    for rounds in (0, 1.5, True):
+        with pytest.raises(ValueError, match=f"rounds is {rounds}; an integer of at least 1"):
+            prune({"w": jnp.ones((4, 2))}, 0.5, rounds=rounds)
+
+
 def test_biases_and_normalisations_of_haiku_are_no_weights_in_the_rank_of_images():
     params = {
         "net/~/conv": {"w": jnp.ones((3, 3, 2, 4)), "b": jnp.ones((4, 1, 1))},

@@ -397,6 +397,10 @@ def test_two_blocks_in_one_module_are_named_by_their_first_variables():
         smaller = shrinking.remove_blocks(classifier, [gone], (5,))
         np.testing.assert_allclose(smaller(x), dense("head", expected), rtol=1e-5, atol=1e-6)
         assert trees.size(smaller.params) == trees.size(classifier.params) - 2 * 20
+        (other,) = shrinking.block_scores(smaller, (5,))  # the other keeps its name
+        assert {gone, other} == set(names)
+        nothing = shrinking.remove_blocks(smaller, [other], (5,))
+        np.testing.assert_allclose(nothing(x), dense("head", stem), rtol=1e-5, atol=1e-6)
 
 
 def test_a_branch_beside_another_goes_alone_and_does_not_bear_the_name_of_both():
@@ -411,3 +415,7 @@ def test_a_branch_beside_another_goes_alone_and_does_not_bear_the_name_of_both()
     expected = classifier.with_params(classifier.params | {"house": zeros})
     x = jax.random.uniform(jax.random.key(1), (3, 5))
     np.testing.assert_allclose(smaller(x), expected(x), rtol=1e-5, atol=1e-6)
+    # Now the other is x + f(x), which it is not in the whole network.
+    (other,) = shrinking.block_scores(smaller, (5,))
+    with pytest.raises(ValueError, match=f"Unknown residual block '{other}'"):
+        shrinking.remove_blocks(smaller, [other], (5,))

@@ -34,6 +34,11 @@ def branches(expand, filters, others, project):
     return project(filters(expand) + others(expand))
 
 
+def again(expand, filters, others, project):
+    """The same filters twice."""
+    return project(filters(filters(expand)))
+
+
 def read_before(expand, filters, others, project):
     """Another layer reads what the depthwise filters read, as a sum of both would."""
     return project(jnp.concatenate([expand, filters(expand)], axis=-1))
@@ -56,7 +61,9 @@ class Net(nn.Module):
         return nn.Dense(3)(x.mean(axis=(1, 2)))
 
 
-WIRINGS = {wiring.__name__: wiring for wiring in (chain, twice, residual, branches, read_before)}
+WIRINGS = {
+    wiring.__name__: wiring for wiring in (chain, twice, residual, branches, again, read_before)
+}
 
 
 @pytest.mark.parametrize("wiring", WIRINGS)

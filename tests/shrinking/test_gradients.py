@@ -38,7 +38,32 @@ def scaled(x):
 
 scaled.defvjp(lambda x: (x / (1 + jnp.abs(x).sum(axis=-1, keepdims=True)), x), lambda x, g: (g,))
 
+
+@jax.custom_jvp
+def passing(x):
+    """Computes a ReLU, and is none."""
+    return jnp.maximum(x, 0)
+
+
+passing.defjvps(lambda tangent, _, x: tangent)
+
+
+@jax.custom_vjp
+def _with_mean(x, mean):
+    return x + mean[:, None, None], jnp.tanh(mean)
+
+
+_with_mean.defvjp(lambda x, mean: (_with_mean(x, mean), None), lambda _, g: (g[0], 2 * g[1]))
+
+
+def of_two_shapes(x):
+    """Elementwise in both results, but not in one shape."""
+    return _with_mean(x, x.mean(axis=(1, 2)))[0]
+
+
 ACTIVATIONS = {
+    "passing": passing,
+    "of_two_shapes": of_two_shapes,
     "straight_through": straight_through,
     "steeper": steeper,
     "relu": nn.relu,
@@ -71,7 +96,7 @@ class Branch(nn.Module):
         return nn.Conv(6, (3, 3), use_bias=False)(x)
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", [a for a in ACTIVATIONS if a != "of_two_shapes"])
 def test_the_gradient_is_that_of_the_whole_network_also_at_kinks_and_by_own_rules(activation):
     net = Net(activation)
     # In the first image most sums are exactly zero, where maximum and ReLU have other derivatives.
@@ -101,3 +126,18 @@ def test_the_gradient_is_that_of_the_whole_network_also_at_kinks_and_by_own_rule
     kernels = smaller.params["Conv_0"]["kernel"], smaller.params["Branch_0"]["Conv_0"]["kernel"]
     assert sum(kernel.shape[-1] for kernel in kernels) == 6
     assert smaller.params["Dense_1"]["kernel"].shape[1] == 4  # what is compared stays
+
+
+def test_channels_of_calls_with_a_rule_that_is_not_elementwise_stay():
+    net = Net("of_two_shapes")
+    images = jax.random.uniform(jax.random.key(1), (2, *SHAPE))
+    variables = net.init(jax.random.key(0), images)
+    traced = shrinking.of(net.apply, variables, SHAPE)
+    with pytest.raises(ValueError, match="must stay, what 'custom_vjp_call' does to them is not"):
+        shrinking.channel_mask(traced, variables, 0.5)
+    whole = shrinking.whole(net.apply, variables)
+    expected, found = (
+        jax.grad(lambda x, network=network: network(variables, x)[:, 0].sum())(images)
+        for network in (net.apply, whole)
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
