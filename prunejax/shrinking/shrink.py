@@ -34,7 +34,9 @@ def shrink(
     every weight that reads it. It goes with its bias, its
     normalisation and the inputs of the layers behind. The smaller network computes what the masked
     one does: what goes must be zero, as it is where the mask is one of `channel_mask`, which covers
-    all that belongs to a channel. Weights that the mask removes singly stay as zeros.
+    all that belongs to a channel. Weights that the mask removes singly stay as zeros. Rules of
+    differentiation of the network's own (`jax.custom_vjp`) stay in force: channels that such a call
+    mixes are not removed.
 
     Args:
       classifier: the network, its variables with the entry "params".
