@@ -175,7 +175,7 @@ def test_random_numbers_belong_to_the_index(relu_network):
     assert not np.array_equal(another.images[5], result.images[0])
 
 
-def vmapped_as_looped(attack, budgets, image, networks, atol=1e-5):
+def vmapped_as_looped(attack, budgets, image, networks, atol=1e-5, rtol=1e-4):
     """What `find` gives vmapped over networks, targets, keys and budgets; a loop has to agree."""
     stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), *networks)
     targets, keys = np.arange(2), jax.random.split(KEY, 2)
@@ -193,7 +193,7 @@ def vmapped_as_looped(attack, budgets, image, networks, atol=1e-5):
         alone = single(networks[at[0]], targets[at[1]], keys[at[2]], budgets[at[3]])
         assert found.success[at] == alone.success
         np.testing.assert_allclose(found.image[at], alone.image, atol=atol)
-        np.testing.assert_allclose(found.distance[at], alone.distance, rtol=1e-4)
+        np.testing.assert_allclose(found.distance[at], alone.distance, rtol=rtol)
     assert np.any(found.success)
     return found
 
@@ -224,4 +224,6 @@ def test_vmap_equals_the_loop_for_any_attack_in_any_norm(
     budgets = np.float32([np.inf, np.inf] if eps is None else [eps / 4, 10 * eps])
     image = relu_network.examples(1)[0][0]
     networks = [relu_network.classifier, other_relu_network.classifier]
-    vmapped_as_looped(attack, budgets, image, networks, atol=1e-4)
+    # Brendel & Bethge bisect a multiplier to 1.4 %: where rounding turns one halving, so much.
+    loose = {"atol": 1e-2, "rtol": 2e-2} if name == "brendel_bethge" else {"atol": 1e-4}
+    vmapped_as_looped(attack, budgets, image, networks, **loose)
