@@ -13,7 +13,7 @@ import jax
 from absl import flags
 from rich.console import Console
 
-from experiments import environment, from_config, progress, report, run_directory, sensitivity
+from experiments import environment, from_config, progress, report, run_directory
 from prunejax import masks, trees
 from prunejax.evaluation import accuracies, evaluate, records
 
@@ -61,7 +61,7 @@ def evaluate_run(
             if (warnings := records.warnings_in(workdir / "records" / f"{protocol.name}.parquet"))
         },
         "examples": len(dataset),
-        "nominal_density": 1.0 - sensitivity.method_before(config).target_sparsity,
+        "nominal_density": masks.nominal_density(params, mask),
         "real_density": masks.density(params, mask),
         "parameters": trees.size(params),
         "nonzero_parameters": int(sum(jax.numpy.count_nonzero(p) for p in jax.tree.leaves(params))),

@@ -90,6 +90,20 @@ def build_network(config: config_dict.ConfigDict, dataset: data.Dataset) -> Netw
     return Network(module, mean, std)
 
 
+def require_network(config: config_dict.ConfigDict, found: Any, dataset: data.Dataset) -> None:
+    """Looks at the network of the run that `init_from` names.
+
+    Raises:
+      ValueError: it is not the one that the config describes, so that nobody could load the result.
+    """
+    network = build_network(config, dataset)
+    if found != network:
+        raise ValueError(
+            f"init_from is {config.init_from!r}, a run of {found}; "
+            f"this config's model is {network}."
+        )
+
+
 def mesh(config: config_dict.ConfigDict) -> jax.sharding.Mesh:
     """As many devices as divide the batch; all of them where they are of several processes.
 

@@ -89,10 +89,11 @@ def shrink(
     start = pathlib.Path(config.init_from)
     first, mask = from_config.load_trained(run_directory.read_config(start), start, train_set)
     image_shape = train_set.image_shape
+    network = shrinking.whole(first.apply_fn, first.variables)
+    from_config.require_network(config, network.network, train_set)
     if in_one_round:
         _require_whole_channels(first, mask, image_shape, config.init_from)
     mesh = from_config.mesh(config)
-    network = shrinking.whole(first.apply_fn, first.variables)
 
     def chosen(classifier):
         """What a round removes, as a function of a classifier."""

@@ -17,7 +17,7 @@ from absl import flags
 from ml_collections import config_dict, config_flags
 
 from experiments import environment, from_config, progress, run_directory, sensitivity
-from prunejax import attacks, data, masks, names, training
+from prunejax import attacks, data, masks, names, shrinking, training
 from prunejax.classifier import Classifier, Network
 from prunejax.training import batches, checkpoints
 
@@ -113,11 +113,12 @@ def _start(config, network: Network, dataset: data.Dataset) -> training.Trained:
         classifier, mask = from_config.load_trained(
             run_directory.read_config(before), before, dataset
         )
-        if classifier.apply_fn != network:
+        if isinstance(classifier.apply_fn, shrinking.Shrunk):
             raise ValueError(
-                f"init_from is {config.init_from!r}, a run of {classifier.apply_fn}; "
-                f"this config needs {network}."
+                f"init_from is {config.init_from!r}, a run whose network was made smaller; only "
+                "experiments.shrink goes on with such a one."
             )
+        from_config.require_network(config, classifier.apply_fn, dataset)
         return training.Trained(classifier.variables, mask)
     variables = network.init(jax.random.key(config.seed), dataset.image_shape)
     return training.Trained(variables, masks.dense(variables["params"]))

@@ -59,10 +59,10 @@ def kept(params: Params, mask: Mask) -> dict[str, int]:
       ValueError: a mask that does not fit the parameters.
     """
     validate(params, mask)
-    shapes, kept_units = trees.flatten(params), trees.flatten(mask)
+    leaves = trees.flatten(params)
     return {
-        path: int(np.sum(kept_units[path])) * math.prod(np.shape(leaf)) // np.size(kept_units[path])
-        for path, leaf in shapes.items()
+        path: int(np.sum(units)) * jnp.size(leaves[path]) // max(np.size(units), 1)
+        for path, units in trees.flatten(mask).items()
     }
 
 
@@ -85,6 +85,20 @@ def density(params: Params, mask: Mask, paths: tuple[str, ...] | None = None) ->
         raise ValueError(f"paths has {unknown[0]!r}, which is none of {list(leaves)}.")
     numbers = sum(jnp.size(leaves[path]) for path in paths)
     return sum(counts[path] for path in paths) / numbers if numbers else 1.0
+
+
+def nominal_density(params: Params, mask: Mask) -> float:
+    """Share of the weights that the mask might have removed and keeps, in [0, 1]; 1 without any.
+
+    Those are the weights whose mask is more than a single True.
+
+    Raises:
+      ValueError: a mask that does not fit the parameters.
+    """
+    validate(params, mask)
+    leaves = trees.flatten(mask)
+    candidates = [p for p in trees.weights(params) if jnp.ndim(leaves[p]) or not leaves[p]]
+    return density(params, mask, tuple(candidates))
 
 
 def fits(mask_leaf: jax.Array, leaf: jax.Array) -> bool:

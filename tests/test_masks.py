@@ -170,6 +170,10 @@ def test_density_counts_weights_that_were_never_candidates_but_no_biases():
     assert masks.kept(params, mask) == {"conv/bias": 0, "conv/kernel": 9, "dense/kernel": 64}
     assert masks.density(params, mask) == (9 + 64) / (36 + 64)
     assert masks.density(params, mask, ("conv/kernel",)) == 0.25
+    assert masks.nominal_density(params, mask) == 0.25
+    assert masks.nominal_density(params, masks.dense(params)) == 1
+    gone = masks.dense(params) | {"dense": {"kernel": jnp.array(False)}}
+    assert masks.nominal_density(params, gone) == 0
     # Nor biases with an axis of heads.
     params["dense"]["bias"], mask["dense"]["bias"] = jnp.ones((2, 4)), jnp.array(True)
     assert masks.density(params, mask) == (9 + 64) / (36 + 64)

@@ -1,8 +1,9 @@
 """Which attacks are compared: each of ours, and the same of other libraries with equal settings.
 
 Steps, restarts and queries are equal on both sides, and mostly fewer than the defaults, so that a
-row for 200 images takes about a minute on two cores. Of ours, what has a default that other
-libraries do not share (PGD's loss) is set to what they do.
+row for 200 images takes about a minute on two cores. PGD is set to the peers' loss, the
+cross-entropy, and its peer in L1 to a random start; DDN and FMN step on the margin here and on the
+cross-entropy or the logits' difference elsewhere, as is each library's default.
 
 Not the same algorithm elsewhere, or none from PyPI: PGD in L0, Sparse-RS, and the L0 ensemble,
 whose budget is in features. JSMA and one-pixel are in torchattacks only; JSMA is targeted by

@@ -24,11 +24,12 @@ HEADER = """\
 Made by `python -m experiments.benchmarks.attack_tables` from the JSON files beside it, a table for
 each, which `python -m experiments.benchmarks.attacks --peers` has saved (notes on what else the
 machine did were added). What they say stands in [`../README.md`](../README.md). "left" is what an
-attack does not find (at a fixed budget: robust images). Distances are those of minimum-norm
-attacks: the median over all images, the mean over those that were found. x is a library's time over
-ours, MiB the peak memory of the whole process, which holds whatever earlier attacks of the run have
-left in it. A row without peers has none from PyPI. **Bold** is what is more than 0.3 points of
-success behind the peer, or beyond 1.02 x its median.
+attack does not find (at a fixed budget: robust images), "found" the share of the others. Distances
+are those of minimum-norm attacks: the median over all images, the mean over those that were found.
+"a second" are examples, x is a library's time over ours, MiB the peak memory of the whole process,
+which holds whatever earlier attacks of the run have left in it. An attack without peers either has
+none from PyPI (`attack_cases.py`), or the run was made without them. **Bold** is what is more than
+0.3 points of success behind the peer, or beyond 1.02 x its median.
 """
 POINTS, FARTHER = 0.003, 1.02
 
@@ -52,7 +53,7 @@ def _section(report: Mapping[str, Any]) -> str:
     table = Table(box=box.MARKDOWN)
     for header in ("attack", "norm", "eps", "library"):
         table.add_column(header)
-    for header in ("left", "median", "mean", "seconds", "x", "MiB"):
+    for header in ("left", "found", "median", "mean", "seconds", "a second", "x", "MiB"):
         table.add_column(header, justify="right")
     rows = report["measurements"]
     ours = {row["attack"]: row for row in rows if row["library"] == "prunejax"}
@@ -65,9 +66,11 @@ def _section(report: Mapping[str, Any]) -> str:
             _number(row["eps"], ".4g") if is_ours else "",
             row["library"],
             _bold(row.get("robust", "failed"), any(left for left, _ in worse)),
+            _number(100 * row["success"] if "success" in row else None, ".1f"),
             _bold(_distance(row, _median), any(farther for _, farther in worse)),
             _distance(row, lambda row: row["mean_distance_of_found"]),
             _number(row.get("seconds"), ".1f"),
+            _number(_rate(row), ".3g"),
             "" if is_ours else _number(_ratio(row, ours[row["attack"]]), ".2f"),
             _number(row.get("peak_memory_mib"), ".0f"),
         )
@@ -104,6 +107,10 @@ def _median(row: Mapping[str, Any]) -> float:
 
 def _ratio(row: Mapping[str, Any], ours: Mapping[str, Any]) -> float | None:
     return row["seconds"] / ours["seconds"] if row.get("seconds") else None
+
+
+def _rate(row: Mapping[str, Any]) -> float | None:
+    return row["examples"] / row["seconds"] if row.get("seconds") else None
 
 
 def _distance(row: Mapping[str, Any], of: Callable[[Mapping[str, Any]], float | None]) -> str:

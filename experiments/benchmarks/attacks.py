@@ -130,7 +130,8 @@ def main(argv: list[str]) -> None:
 
 def _save(report: Mapping[str, Any]) -> None:
     if _OUTPUT.value:
-        pathlib.Path(_OUTPUT.value).write_text(json.dumps(report, indent=2) + "\n")
+        text = json.dumps(report, indent=2, allow_nan=False)
+        pathlib.Path(_OUTPUT.value).write_text(text + "\n")
 
 
 def _count_compiling() -> list[float]:
@@ -255,7 +256,8 @@ def _worth(case: Case, target: Target, found: np.ndarray) -> dict[str, Any]:
     return {
         "robust": int(np.sum(~success)),
         "success": float(np.mean(success)),
-        "median_distance": float(np.median(distance)),
+        # JSON has no infinity: None is the median where most were not found.
+        "median_distance": float(np.median(distance)) if success.mean() > 0.5 else None,
         "mean_distance_of_found": float(np.mean(distance[success])) if success.any() else None,
     }
 
@@ -273,10 +275,12 @@ def _versions() -> dict[str, str]:
 
 
 def _print(report: Mapping[str, Any]) -> None:
-    table = Table(title=report["data"], caption="x: seconds of the library over ours")
+    table = Table(title=report["data"], caption="a second: examples; x: seconds over ours")
     table.add_column("attack")
     table.add_column("library")
-    for header in ("norm", "eps", "robust", "median", "mean", "seconds", "x", "MiB"):
+    for header in (
+        "norm", "eps", "found %", "robust", "median", "mean", "seconds", "a second", "x", "MiB",
+    ):  # fmt: skip
         table.add_column(header, justify="right")
     rows = report["measurements"]
     for row in rows:
@@ -285,10 +289,12 @@ def _print(report: Mapping[str, Any]) -> None:
             row["library"],
             row["norm"],
             _number(row["eps"], "g"),
+            _number(100 * row["success"] if "success" in row else None, ".1f"),
             str(row.get("robust", "failed")),
             _number(row.get("median_distance"), ".4g"),
             _number(row.get("mean_distance_of_found"), ".4g"),
             _number(row["seconds"], ".1f"),
+            _number(row["examples_per_second"], ".1f"),
             _number(row.get("times_ours"), ".2f"),
             _number(row["peak_memory_mib"], ".0f"),
         )

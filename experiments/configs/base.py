@@ -22,7 +22,8 @@ def base(dataset: str, model: str, method: str, **method_options) -> config_dict
     """A config for one method on one data set; the parts are changed by attribute."""
     config = config_dict.ConfigDict()
     config.seed = 0
-    # A folder of another run whose network is the start; empty for a fresh network.
+    # A folder of another run whose network is the start; empty for a fresh network. What its mask
+    # has removed stays so in one_shot, iterative and lottery; the others begin with all weights.
     config.init_from = ""
 
     config.dataset = config_dict.ConfigDict()

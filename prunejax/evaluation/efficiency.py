@@ -48,8 +48,7 @@ class Efficiency(NamedTuple):
     Attributes:
       layers: of its weights (leaves of rank two or more), in the order of their paths.
       parameters, nonzero: numbers in all parameters, and how many of them are not zero.
-      nominal_density: share of the weights that the mask may have removed and did not; 1 without
-        a mask.
+      nominal_density: share of the weights that the mask might have removed and keeps.
       density: share of all weights that are not zero.
       flops, effective_flops: of one image, additions and multiplications.
       bytes_on_disk: parameters packed with their mask (`shrinking.packing`).
@@ -99,13 +98,8 @@ def efficiency(
         if value < 1:
             raise ValueError(f"{name} is {value}; at least 1 is needed.")
     params = classifier.params
-    nominal = 1.0
-    if mask is None:
-        mask = masks.dense(params)
-    else:
-        masks.validate(params, mask)
-        covered = tuple(path for path, leaf in trees.flatten(mask).items() if np.ndim(leaf))
-        nominal = masks.density(params, mask, covered) if covered else 1.0
+    mask = masks.dense(params) if mask is None else mask
+    nominal = masks.nominal_density(params, mask)
     classifier = classifier.with_params(masks.apply(params, mask))
     layers = count(classifier, image_shape)
     leaves = jax.tree.leaves(classifier.params)

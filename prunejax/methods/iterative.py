@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import optax
+
 from prunejax import masks, pruning
 from prunejax.methods.method import PruningMethod
 from prunejax.pruning.pruner import checked_rounds
@@ -58,7 +60,7 @@ class Iterative(PruningMethod):
     def phases(self, steps_per_epoch: int) -> tuple[Phase, ...]:
         """One phase a round; networks of the last one count as pruned."""
         objective = self.cross_entropy(adversarial=self.adversarial)
-        tx = self.tx(self.epochs * steps_per_epoch)
+        tx = self.retraining(steps_per_epoch)
         sparsities = self.sparsities()
         return tuple(
             Phase(
@@ -74,15 +76,14 @@ class Iterative(PruningMethod):
             for number, sparsity in enumerate(sparsities, start=1)
         )
 
+    def retraining(self, steps_per_epoch: int) -> optax.GradientTransformation:
+        """The optimiser of a round."""
+        return self.tx(self.epochs * steps_per_epoch)
+
     def weights(self, start: Start) -> Params:
         """The weights from which a round trains what is left of the network."""
         return start.params
 
     def _begin(self, start: Start, sparsity: float):
-        pruner = self.pruner()
-        # The first round finds the dense mask, in which every leaf is a scalar.
-        before = masks.intersect(start.mask, pruner.initial(start.params))
-        mask = pruning.prune(
-            start.params, sparsity, pruner, current=before, evidence=start.evidence
-        )
+        mask = self.pruned(start, sparsity)
         return masks.apply(self.weights(start), mask), (), mask

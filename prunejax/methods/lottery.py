@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import optax
+
 from prunejax.methods.iterative import Iterative
 from prunejax.training.phase import Params, Phase, Start
 
@@ -12,7 +14,9 @@ class Lottery(Iterative):
 
     The dense network is trained for `rewind_epochs`, which ends at the weights w_k, and for
     `epochs` more. Each round then prunes by the trained weights, goes back to w_k for what is
-    left, and trains it for `epochs`.
+    left, and trains it for `epochs`. The learning rate goes back too: one schedule spans
+    `rewind_epochs` and `epochs`, and what starts from w_k starts there. The optimiser's moments
+    start from zero.
 
     Attributes:
       rewind_epochs: epochs before the weights that are gone back to; 0 for the initial ones.
@@ -29,8 +33,7 @@ class Lottery(Iterative):
     def phases(self, steps_per_epoch: int) -> tuple[Phase, ...]:
         """The dense network first, then one phase a round."""
 
-        def dense(name, epochs, **options):
-            tx = self.tx(epochs * steps_per_epoch)
+        def dense(name, epochs, tx, **options):
             return Phase(
                 name=name,
                 epochs=epochs,
@@ -40,9 +43,17 @@ class Lottery(Iterative):
                 **options,
             )
 
-        early = (dense("early", self.rewind_epochs),) if self.rewind_epochs else ()
         rounds = super().phases(steps_per_epoch)
-        return (*early, dense("dense", self.epochs, remembers=True), *rounds)
+        rest = dense("dense", self.epochs, self.retraining(steps_per_epoch), remembers=True)
+        if not self.rewind_epochs:
+            return (rest, *rounds)
+        all_steps = (self.rewind_epochs + self.epochs) * steps_per_epoch
+        return (dense("early", self.rewind_epochs, self.tx(all_steps)), rest, *rounds)
+
+    def retraining(self, steps_per_epoch: int) -> optax.GradientTransformation:
+        """The optimiser from w_k on."""
+        begin = self.rewind_epochs * steps_per_epoch
+        return self.tx(begin + self.epochs * steps_per_epoch, begin=begin)
 
     def weights(self, start: Start) -> Params:
         """The remembered ones."""

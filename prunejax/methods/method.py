@@ -6,10 +6,10 @@ from typing import ClassVar
 
 import optax
 
-from prunejax import attacks, pruning
+from prunejax import attacks, masks, pruning
 from prunejax.training import adversaries, objectives, optimizers
 from prunejax.training.evidence import expected, with_evidence
-from prunejax.training.phase import Phase
+from prunejax.training.phase import Mask, Phase, Start
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,11 +73,18 @@ class Method:
             return objectives.adversarial(self.adversary(), self.label_smoothing)
         return objectives.natural(self.label_smoothing)
 
-    def tx(self, steps: int, learning_rate: float | None = None) -> optax.GradientTransformation:
-        """The optimiser for a phase of `steps` steps, by default at the method's own rate."""
+    def tx(
+        self, steps: int, learning_rate: float | None = None, begin: int = 0
+    ) -> optax.GradientTransformation:
+        """The optimiser for a schedule of `steps` steps, by default at the method's own rate.
+
+        `begin` is the step of that schedule with which the phase begins.
+        """
         rate = self.learning_rate if learning_rate is None else learning_rate
         options = {} if self.weight_decay is None else {"weight_decay": self.weight_decay}
-        return optimizers.create(self.optimizer, rate, steps, schedule=self.schedule, **options)
+        return optimizers.create(
+            self.optimizer, rate, steps, schedule=self.schedule, begin=begin, **options
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,6 +134,15 @@ class PruningMethod(Method):
             exclude=self.exclude,
             aggregate=self.aggregate,
             guard=self.guard,
+        )
+
+    def pruned(self, start: Start, sparsity: float, rounds: int = 1) -> Mask:
+        """The mask at a sparsity; what is gone already stays gone."""
+        pruner = self.pruner()
+        # At first the mask may be the dense one, in which every leaf is a scalar.
+        before = masks.intersect(start.mask, pruner.initial(start.params))
+        return pruning.prune(
+            start.params, sparsity, pruner, current=before, evidence=start.evidence, rounds=rounds
         )
 
     def require_enough(

@@ -45,13 +45,7 @@ class OneShot(PruningMethod):
         tx = self.tx(self.epochs * steps_per_epoch)
 
         def begin(start):
-            mask = pruning.prune(
-                start.params,
-                self.sparsity,
-                self.pruner(),
-                evidence=start.evidence,
-                rounds=self.rounds,
-            )
+            mask = self.pruned(start, self.sparsity, self.rounds)
             return masks.apply(start.params, mask), (), mask
 
         return (

@@ -1,11 +1,13 @@
 """Sparse from the first step on, with connections that move (RigL, SET)."""
 
 import dataclasses
+import functools
 
-from prunejax import pruning
+from prunejax import masks, pruning
 from prunejax.methods.method import PruningMethod
+from prunejax.pruning import regrowth
 from prunejax.training.evidence import expected, with_evidence
-from prunejax.training.phase import Phase
+from prunejax.training.phase import Mask, Phase
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,9 +48,9 @@ class Regrowing(PruningMethod):
                 f"regrowing_epochs is {self.regrowing_epochs}; "
                 f"it must lie in [1, epochs = {self.epochs}]."
             )
-        self._optimizer(1, expected(self.examples))
+        self._optimizer(1, None, expected(self.examples))
 
-    def _optimizer(self, steps_per_epoch: int, known: pruning.Evidence):
+    def _optimizer(self, steps_per_epoch: int, mask: Mask, known: pruning.Evidence):
         return pruning.regrowing(
             self.tx(self.epochs * steps_per_epoch),
             self.pruner(),
@@ -58,21 +60,30 @@ class Regrowing(PruningMethod):
             drop=self.drop,
             final_drop=self.final_drop,
             grow=self.grow,
+            mask=mask,
             evidence=known,
         )
 
     def phases(self, steps_per_epoch: int) -> tuple[Phase, ...]:
         """One phase, at the target sparsity throughout."""
 
-        def optimizer(known):
-            return self._optimizer(steps_per_epoch, known)
+        def begin(start):
+            mask = regrowth.at_random(
+                start.params, self.pruner(), self.sparsity, start.evidence.key
+            )
+            return masks.apply(start.params, mask), (), mask
+
+        def optimizer(mask):
+            make = functools.partial(self._optimizer, steps_per_epoch, mask)
+            return with_evidence(make, self.examples)
 
         return (
             Phase(
                 name="train",
                 epochs=self.epochs,
                 objective=self.cross_entropy(adversarial=self.adversarial),
-                optimizer=lambda _: with_evidence(optimizer, self.examples),
+                begin=begin,
+                optimizer=optimizer,
                 examples=self.examples,
             ),
         )

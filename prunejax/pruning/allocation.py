@@ -9,7 +9,7 @@ such that the rounded counts have the right sum. Rounding what the *right* u giv
 handing out remainders, makes each layer's count monotone in the sparsity, so that masks along a
 schedule can be nested and exact at once.
 
-LAMP is no allocation of its own: take "global" with the criterion "lamp".
+LAMP ranks all layers together as "global" does, by scores that are made comparable before.
 """
 
 import fnmatch
@@ -17,7 +17,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+import jax
+
 from prunejax import names
+from prunejax.pruning.criteria.lamp import of_scores as lamp_of_scores
 
 
 class Layer(NamedTuple):
@@ -52,6 +55,15 @@ def global_(layers: Layers, sparsity: float) -> Groups:
     return [(tuple(layers), _total(layers, sparsity))]
 
 
+def lamp(layers: Layers, sparsity: float) -> Groups:
+    """As "global", by the LAMP of the units' scores within their layer (Lee et al. 2021).
+
+    With the criterion "magnitude" and single weights that is the paper's; with others their scores
+    stand in the place of |w|.
+    """
+    return global_(layers, sparsity)
+
+
 def erk(layers: Layers, sparsity: float) -> Groups:
     """Erdos-Renyi-kernel densities, `erk_densities`, with exactly `round(sparsity * n)` removed."""
     return _groups(layers, _erk_family(layers), sparsity)
@@ -65,9 +77,25 @@ def igq(layers: Layers, sparsity: float) -> Groups:
 ALLOCATIONS: dict[str, Allocation] = {
     "uniform": uniform,
     "global": global_,
+    "lamp": lamp,
     "erk": erk,
     "igq": igq,
 }
+
+# What makes the scores of a layer's units comparable with other layers', where as they are is not.
+_COMPARABLE: dict[str, Callable[[jax.Array], jax.Array]] = {"lamp": lamp_of_scores}
+
+
+def comparable(allocation: str | Table, scores: jax.Array) -> jax.Array:
+    """The scores of one layer's units as the allocation ranks them beside those of others.
+
+    Args:
+      allocation: its name or table.
+      scores: any shape; -inf for what is gone, which stays so.
+    """
+    if isinstance(allocation, str) and allocation in _COMPARABLE:
+        return _COMPARABLE[allocation](scores)
+    return scores
 
 
 def from_table(table: Table) -> Allocation:
@@ -165,16 +193,29 @@ def igq_densities(sizes: Mapping[str, int], density: float) -> dict[str, float]:
     return _densities(layers, _igq_family(layers), density)
 
 
-def guarded(groups: Groups, layers: Layers) -> Groups:
+def protected(layers: Layers, allocation: str | Table) -> frozenset[str]:
+    """The layers that a table leaves whole: those of density 1, and those that it does not name."""
+    if isinstance(allocation, str):
+        return frozenset()
+    return frozenset(path for path in layers if _density_of(path, allocation) == 1)
+
+
+def guarded(groups: Groups, layers: Layers, whole: frozenset[str] = frozenset()) -> Groups:
     """The groups with room for one unit in each layer; what one cannot lose, larger ones lose.
 
     The total stays what it was where units are left for it. Excess goes to the group with the most
     units first, whatever the sparsity, so that counts stay monotone along a schedule.
+
+    Args:
+      groups: paths and units to remove, as an allocation gives them.
+      layers: by path.
+      whole: paths of those that lose nothing.
     """
     limits = [sum(layers[path].units - 1 for path in paths) for paths, _ in groups]
     counts = [min(count, limit) for (_, count), limit in zip(groups, limits, strict=True)]
     excess = sum(count for _, count in groups) - sum(counts)
-    for i in sorted(range(len(groups)), key=lambda i: -limits[i]):
+    taking = [i for i, (paths, _) in enumerate(groups) if not whole.issuperset(paths)]
+    for i in sorted(taking, key=lambda i: -limits[i]):
         more = min(excess, limits[i] - counts[i])
         counts[i], excess = counts[i] + more, excess - more
     return [(paths, count) for (paths, _), count in zip(groups, counts, strict=True)]

@@ -25,7 +25,8 @@ class Evidence(NamedTuple):
       key: for criteria that draw at random.
       loss: `(params, batch) -> scalar`, the objective, hashable as functions are; it may be
         adversarial, and then it is the adversarial gradient that scores.
-      batches: pytrees of examples, along the first axis; what they give is averaged.
+      batches: pytrees of examples, along the first axis; what they give is averaged over all the
+        examples, so the loss of a batch is to be the mean of theirs.
       grads: the gradient of the objective where it is known already, of params' structure; used
         where there is no `loss`.
       network: `(variables, images) -> logits` in evaluation mode, hashable, such as a `Network`.
@@ -35,6 +36,8 @@ class Evidence(NamedTuple):
       norms: path of a weight -> path of the scale of the normalisation that follows it.
       scores: learned scores, of params' structure.
       paths: the weights to be scored, all of them where None; a pruner fills it in.
+      mask: what of the weights is still there, of params' structure; all of it where None. A pruner
+        fills it in; the parameters are under it already.
       allowed: the weights that a criterion of all at once (GraSP) looks at; `paths` where None.
     """
 
@@ -48,11 +51,18 @@ class Evidence(NamedTuple):
     norms: Mapping[str, str] | None = None
     scores: Params | None = None
     paths: tuple[str, ...] | None = None
+    mask: Params | None = None
     allowed: tuple[str, ...] | None = None
 
     def weights(self, params: Params) -> tuple[str, ...]:
         """The paths to be scored."""
         return trees.prunable(params) if self.paths is None else self.paths
+
+    def keyed(self, key: jax.Array | None = None) -> "Evidence":
+        """The evidence with this key; with its own where that is None, and else a constant."""
+        if key is None:
+            key = jax.random.key(0) if self.key is None else self.key
+        return self._replace(key=key)
 
     def variables_of(self, params: Params) -> dict[str, Any]:
         """All the variables of `apply_fn`: these parameters and the others."""
@@ -132,6 +142,12 @@ class Criterion:
             )
 
 
+def examples_in(batch: Batch) -> int:
+    """How many examples a batch holds; 1 where its arrays have no axis of examples."""
+    lengths = [len(leaf) if jnp.ndim(leaf) else 1 for leaf in jax.tree.leaves(batch)]
+    return min(lengths, default=1)
+
+
 def widened(x: jax.Array) -> jax.Array:
     """At least float32: squares and products of half-precision weights vanish below 1e-8."""
     return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
@@ -144,4 +160,6 @@ def _is_met(need: str, evidence: Evidence) -> bool:
     if need == "gradient":
         return evidence.grads is not None or all(_is_met(f, evidence) for f in _FIELDS[need])
     value = getattr(evidence, need)
-    return bool(len(value)) if need == "batches" else value is not None
+    if need == "batches":
+        return bool(len(value)) and all(map(examples_in, value))
+    return value is not None

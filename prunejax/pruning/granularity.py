@@ -26,21 +26,25 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from prunejax import names
 from prunejax.pruning.evidence import widened
 
 Reduction = Callable[[jax.Array, tuple[int, ...]], jax.Array]
+# The score of what has none: the lowest finite one.
+NOT_A_NUMBER = float(np.finfo(np.float32).min)
 _CONVOLUTIONS = (3, 4, 5)
 
 
 def ordered(scores: jax.Array) -> jax.Array:
-    """Scores as float32 with the lowest finite number for NaN, which compares with nothing.
+    """Scores as finite float32, with the lowest for NaN, which compares with nothing.
 
-    So what is not a number goes first, but only after what is gone already.
+    So what is not a number goes first, but only after what is gone already; and what is infinite
+    is no better than what a guard keeps.
     """
-    scores = scores.astype(jnp.float32)
-    return jnp.where(jnp.isnan(scores), jnp.finfo(jnp.float32).min, scores)
+    scores, limits = scores.astype(jnp.float32), jnp.finfo(jnp.float32)
+    return jnp.where(jnp.isnan(scores), NOT_A_NUMBER, jnp.clip(scores, limits.min, limits.max))
 
 
 def _mean(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:

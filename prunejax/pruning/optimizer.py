@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from prunejax import masks
+from prunejax.pruning import schedules
 from prunejax.pruning.evidence import Evidence
 from prunejax.pruning.pruner import Pruner
 from prunejax.pruning.schedules import Schedule
@@ -51,7 +52,9 @@ def masked(
 
     def init(params):
         masks.validate(params, mask)
-        return MaskedState(jnp.zeros((), jnp.int32), mask, inner.init(params))
+        # A copy, for the state may be donated.
+        own = jax.tree.map(jnp.array, mask)
+        return MaskedState(jnp.zeros((), jnp.int32), own, inner.init(params))
 
     def update(grads, state, params=None, **extra):
         updates, inner_state = _masked_update(inner, grads, state.inner, params, state.mask, extra)
@@ -79,17 +82,21 @@ def optimizer(
       inner: any Optax optimiser.
       pruner: what to remove.
       schedule: when, and to which sparsity.
-      key: for criteria that draw at random.
+      key: for criteria that draw at random; that of `evidence` where None.
       nested: what is gone stays gone. False lets every change choose among all weights, as AC/DC
         does: those that come back start from zero.
       evidence: data, objective and network, for criteria that need them.
 
     Raises:
-      ValueError: a schedule without steps, or one whose steps do not increase; one whose sparsity
-        falls although masks are nested; missing evidence. On `init`: whatever `Pruner.removal`
+      ValueError: a schedule without steps, or one whose steps do not increase or are no integers
+        from 0 on; a sparsity outside [0, 1), or one that falls although masks are nested; missing
+        evidence. On `init`: whatever `Pruner.removal`
         objects to.
     """
     changes = [step for step, _ in schedule]
+    for step, sparsity in schedule:
+        schedules.require_step("a step of schedule", step)
+        schedules.checked(sparsity)
     if not changes or changes != sorted(set(changes)):
         raise ValueError(f"schedule has the steps {changes}; one or more, increasing, are needed.")
     for (_, before), (step, after) in itertools.pairwise(schedule):
@@ -98,9 +105,8 @@ def optimizer(
                 f"schedule falls from {before} to {after} at step {step}, but masks are nested; "
                 "pass nested=False to let weights come back."
             )
-    key = jax.random.key(0) if key is None else key
-    evidence = Evidence() if evidence is None else evidence
-    pruner.check(evidence._replace(key=key, grads=()))  # the step will bring the gradient
+    evidence = (evidence or Evidence()).keyed(key)
+    pruner.check(evidence._replace(grads=()))  # the step will bring the gradient
     steps = jnp.array(changes, jnp.int32)
 
     def counts(params):
@@ -114,7 +120,7 @@ def optimizer(
     def change(step, params, grads, mask):
         index = jnp.searchsorted(steps, step)
         removal = {group: count[index] for group, count in counts(params).items()}
-        now = evidence._replace(key=jax.random.fold_in(key, step), grads=grads)
+        now = evidence._replace(key=jax.random.fold_in(evidence.key, step), grads=grads)
         return pruner.mask(params, mask if nested else pruner.initial(params), removal, now)
 
     return changing(inner, start, lambda step: jnp.any(steps == step), change)
@@ -140,7 +146,8 @@ def changing(
     """
 
     def init(params):
-        return MaskedState(jnp.zeros((), jnp.int32), start(params), inner.init(params))
+        mask = jax.tree.map(jnp.array, start(params))
+        return MaskedState(jnp.zeros((), jnp.int32), mask, inner.init(params))
 
     def update(grads, state, params=None, **extra):
         updates, inner_state = _masked_update(inner, grads, state.inner, params, state.mask, extra)
@@ -158,10 +165,21 @@ def changing(
 
 
 def mask_of(state: optax.OptState) -> Mask | None:
-    """The mask inside an optimiser's state, wherever it sits; None where there is none."""
+    """The mask inside an optimiser's state, wherever it sits; None where there is none.
+
+    Where each of several optimisers has some of the parameters (`optax.multi_transform`), it is
+    made of all their masks; what none of them prunes is kept.
+    """
     is_masked = lambda node: isinstance(node, MaskedState)  # noqa: E731
-    found = [s for s in jax.tree.leaves(state, is_leaf=is_masked) if is_masked(s)]
-    return found[0].mask if found else None
+    found = [s.mask for s in jax.tree.leaves(state, is_leaf=is_masked) if is_masked(s)]
+    if not found:
+        return None
+    is_absent = lambda node: isinstance(node, optax.MaskedNode)  # noqa: E731
+    return jax.tree.map(
+        lambda *own: next((keep for keep in own if not is_absent(keep)), jnp.array(True)),
+        *found,
+        is_leaf=is_absent,
+    )
 
 
 def _masked_update(inner, grads, inner_state, params, mask, extra):

@@ -123,12 +123,17 @@ class Pruner:
         """How many units each group of layers loses at `sparsity`, exactly.
 
         Raises:
-          ValueError: a sparsity that the granularity or the table of densities cannot have.
+          ValueError: a sparsity outside [0, 1), or one that the granularity or the table of
+            densities cannot have.
         """
-        granularity.create(self.granularity).require_sparsity(sparsity)
+        granularity.create(self.granularity).require_sparsity(schedules.checked(sparsity))
         layers = self.layers(params)
         groups = allocation.create(self.allocation)(layers, sparsity)
-        return dict(allocation.guarded(groups, layers) if self.guard else groups)
+        if self.guard:
+            groups = allocation.guarded(
+                groups, layers, allocation.protected(layers, self.allocation)
+            )
+        return dict(groups)
 
     def check(self, evidence: Evidence) -> None:
         """Raises a ValueError where the criterion needs evidence that is not there."""
@@ -141,14 +146,15 @@ class Pruner:
 
         Raises:
           ValueError: the criterion needs evidence that is not there, `current` or the scores have
-            not the structure of `params`, or the criterion cannot tell such units apart.
+            not the structure of `params`, the criterion cannot tell such units apart, or, outside
+            of `jax.jit`, nothing that it makes of the evidence is a number.
         """
         self.check(evidence)
         masks.validate(params, current)
         criterion = _criterion(self.criterion)
         units = granularity.create(self.granularity)
         paths, kept = self.paths(params), trees.flatten(current)
-        evidence = evidence._replace(paths=paths)
+        evidence = evidence._replace(paths=paths, mask=current)
         leaves = trees.flatten(params)
         scores = criterion.score(masks.apply(params, current), evidence)
         trees.require_like(f"the scores of criterion {criterion.name!r}", scores, params)
@@ -166,7 +172,10 @@ class Pruner:
             reduction=granularity.AGGREGATES[self.aggregate or criterion.aggregate],
             finish=criterion.finish,
         )
-        return {path: of_units(scores[path], kept[path], leaves[path].shape) for path in paths}
+        found = {path: of_units(scores[path], kept[path], leaves[path].shape) for path in paths}
+        if criterion.needs:
+            _require_numbers(found, criterion.name)
+        return found
 
     def mask(
         self, params: Params, current: Mask, removal: Removal, evidence: Evidence | None = None
@@ -176,10 +185,12 @@ class Pruner:
         A pure function whose counts may be traced, so that it can live inside a training step.
         """
         units, leaves = granularity.create(self.granularity), trees.flatten(params)
-        scores = self.scores(params, current, _with_key(evidence, None))
+        scores = self.scores(params, current, (evidence or Evidence()).keyed())
         kept = trees.flatten(current)
         for group, count in removal.items():
-            ranked = {path: scores[path].ravel() for path in group}
+            ranked = {
+                path: allocation.comparable(self.allocation, scores[path]).ravel() for path in group
+            }
             if self.guard:
                 ranked = {path: _guarded(s) for path, s in ranked.items()}
                 count = jnp.minimum(count, sum(s.size - 1 for s in ranked.values()))
@@ -224,10 +235,9 @@ def prune(
         no weight, a granularity that a weight cannot have, missing evidence, a mask `current`
         that does not fit, fewer rounds than 1.
     """
-    schedules.checked(sparsity)
     checked_rounds(rounds)
     pruner = Pruner() if pruner is None else pruner
-    evidence = _with_key(evidence, key)
+    evidence = (evidence or Evidence()).keyed(key)
     whole = pruner.initial(params)
     current = whole if current is None else current
     last = pruner.removal(params, sparsity)
@@ -276,7 +286,7 @@ def scores(
     Raises:
       ValueError: an unknown criterion, or missing evidence.
     """
-    return _criterion(criterion)(params, _with_key(evidence, key))
+    return _criterion(criterion)(params, (evidence or Evidence()).keyed(key))
 
 
 def _criterion(criterion: str | Criterion) -> Criterion:
@@ -285,11 +295,16 @@ def _criterion(criterion: str | Criterion) -> Criterion:
     return names.lookup("criterion", criterion, CRITERIA)
 
 
-def _with_key(evidence: Evidence | None, key: jax.Array | None) -> Evidence:
-    evidence = Evidence() if evidence is None else evidence
-    if key is None:
-        key = jax.random.key(0) if evidence.key is None else evidence.key
-    return evidence._replace(key=key)
+def _require_numbers(scores: Mapping[str, jax.Array], criterion: str) -> None:
+    """Raises a ValueError for scores of NaN alone, by which units would go by their index."""
+    if any(isinstance(of_layer, jax.core.Tracer) for of_layer in scores.values()):
+        return
+    best = max(float(jnp.max(of_layer, initial=-jnp.inf)) for of_layer in scores.values())
+    if best == granularity.NOT_A_NUMBER:
+        raise ValueError(
+            f"criterion {criterion!r} gives no unit a score that is a number; look at the weights, "
+            "and at the loss and the examples in the evidence."
+        )
 
 
 def _guarded(scores: jax.Array) -> jax.Array:

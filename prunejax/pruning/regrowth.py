@@ -15,7 +15,7 @@ from prunejax import masks, names, trees
 from prunejax.pruning import granularity, schedules, selection
 from prunejax.pruning.evidence import Evidence
 from prunejax.pruning.optimizer import changing
-from prunejax.pruning.pruner import Pruner
+from prunejax.pruning.pruner import Pruner, prune
 
 Params = Any
 Mask = Any
@@ -48,7 +48,8 @@ def regrowing(
         f(t) = f_T + (f_0 - f_T) / 2 (1 + cos(pi t / end)),
 
     so SET's constant share is `final_drop = drop`, FlyingBird's .5 to .005. Each layer keeps its
-    number of units for good. Masks are not nested. What grows starts from zero, as do its moments.
+    number of units for good. Masks are not nested. What grows starts from zero, as do its moments,
+    but for what was dropped at the same step: that stays as it is.
 
     Args:
       inner: any Optax optimiser.
@@ -60,7 +61,7 @@ def regrowing(
       final_drop: share f_T at the end, likewise.
       grow: "gradient" or "random".
       mask: to start from; at random by default, as `pruner` allocates it.
-      key: for what is drawn at random.
+      key: for what is drawn at random; that of `evidence` where None.
       evidence: data, objective and network, for criteria that need them; what grows is told by the
         gradient of the step all the same.
 
@@ -83,16 +84,13 @@ def regrowing(
         raise ValueError(
             f"granularity is {pruner.granularity!r}; regrowth would break its groups, take another."
         )
-    key = jax.random.key(0) if key is None else key
-    evidence = Evidence() if evidence is None else evidence
-    pruner.check(evidence._replace(key=key, grads=()))
+    evidence = (evidence or Evidence()).keyed(key)
+    pruner.check(evidence._replace(grads=()))
     grown = dataclasses.replace(pruner, criterion=grow)
 
     def start(params):
         if mask is None:
-            at_random = dataclasses.replace(pruner, criterion="random")
-            removal = at_random.removal(params, sparsity)
-            return at_random.mask(params, pruner.initial(params), removal, Evidence(key=key))
+            return at_random(params, pruner, sparsity, evidence.key)
         masks.validate(params, mask)
         kept, leaves = trees.flatten(mask), trees.flatten(params)
         # In the pruner's shapes, for they must not change along the way.
@@ -106,7 +104,7 @@ def regrowing(
 
     def change(step, params, grads, mask):
         share = final_drop + (drop - final_drop) * (1 + jnp.cos(math.pi * step / end)) / 2
-        drop_key, grow_key = jax.random.split(jax.random.fold_in(key, step))
+        drop_key, grow_key = jax.random.split(jax.random.fold_in(evidence.key, step))
         scores = pruner.scores(params, mask, evidence._replace(key=drop_key, grads=grads))
         growth = grown.scores(params, masks.dense(params), Evidence(key=grow_key, grads=grads))
         kept, leaves = trees.flatten(mask), trees.flatten(params)
@@ -116,6 +114,11 @@ def regrowing(
         return trees.unflatten(mask, kept)
 
     return changing(inner, start, is_due, change)
+
+
+def at_random(params: Params, pruner: Pruner, sparsity: float, key: jax.Array) -> Mask:
+    """The mask that removes as many units as the pruner would, drawn at random."""
+    return prune(params, sparsity, dataclasses.replace(pruner, criterion="random"), key=key)
 
 
 def exchange(scores: jax.Array, growth: jax.Array, share: jax.Array | float) -> jax.Array:

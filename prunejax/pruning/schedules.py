@@ -21,8 +21,7 @@ def one_shot(sparsity: float, step: int = 0) -> Schedule:
     Raises:
       ValueError: a sparsity outside [0, 1), or a step below 0.
     """
-    if step < 0:
-        raise ValueError(f"step is {step}; the first step is 0.")
+    require_step("step", step)
     return [(step, checked(sparsity))]
 
 
@@ -157,13 +156,24 @@ def schedule(name: str, **options) -> Schedule:
 def _steps(begin: int, end: int, frequency: int) -> range:
     """Those of the changes before the last one."""
     for name, step in (("begin", begin), ("end", end), ("frequency", frequency)):
-        if not isinstance(step, numbers.Integral):
-            raise ValueError(f"{name} is {step!r}; steps are integers.")
+        _require_integer(name, step)
     if not 0 <= begin <= end:
         raise ValueError(f"begin is {begin} and end is {end}; 0 <= begin <= end is needed.")
     if frequency < 1:
         raise ValueError(f"frequency is {frequency}; it must be at least 1 step.")
     return range(begin, end, frequency)
+
+
+def require_step(name: str, step: int) -> None:
+    """Raises a ValueError for what is no integer from 0 on."""
+    _require_integer(name, step)
+    if step < 0:
+        raise ValueError(f"{name} is {step}; the first step is 0.")
+
+
+def _require_integer(name: str, step: int) -> None:
+    if not isinstance(step, numbers.Integral):
+        raise ValueError(f"{name} is {step!r}; steps are integers.")
 
 
 def checked(sparsity: float) -> float:

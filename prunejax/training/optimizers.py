@@ -8,15 +8,22 @@ from prunejax import names
 
 
 def create(
-    name: str, learning_rate: float, steps: int, *, schedule: str = "cosine", **options
+    name: str,
+    learning_rate: float,
+    steps: int,
+    *,
+    schedule: str = "cosine",
+    begin: int = 0,
+    **options,
 ) -> optax.GradientTransformation:
     """An optimiser for a phase of `steps` steps.
 
     Args:
       name: "adam", "adamw" or "sgd" (with Nesterov momentum 0.9 unless `options` say otherwise).
-      learning_rate: at the start, positive.
-      steps: length of the phase, after which a cosine has reached 0.
+      learning_rate: at the schedule's start, positive.
+      steps: length of the schedule, after which a cosine has reached 0.
       schedule: "cosine" or "constant".
+      begin: step of the schedule at which the phase begins.
       **options: further arguments of the Optax optimiser, such as `weight_decay`; for "sgd" that
         is the coupled L2 penalty of the literature.
 
@@ -29,8 +36,12 @@ def create(
     for option in options:
         if option not in inspect.signature(make).parameters:
             raise ValueError(f"optimizer {name!r} has no {option}; leave it out or take another.")
-    schedules = {"cosine": optax.cosine_decay_schedule, "constant": lambda rate, steps: rate}
-    return make(names.lookup("schedule", schedule, schedules)(learning_rate, steps), **options)
+    schedules = {
+        "cosine": optax.cosine_decay_schedule,
+        "constant": lambda rate, steps: optax.constant_schedule(rate),
+    }
+    rate_at = names.lookup("schedule", schedule, schedules)(learning_rate, steps)
+    return make(lambda step: rate_at(begin + step), **options)
 
 
 def _sgd(learning_rate, momentum=0.9, nesterov=True, weight_decay=0.0):

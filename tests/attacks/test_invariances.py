@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from prunejax import attacks
+from prunejax.attacks import programs
 from prunejax.classifier import Classifier
 
 NUMBER = 37
@@ -124,6 +125,31 @@ def test_neither_batch_size_nor_order_nor_devices_matter(attack, eps, relu_netwo
     assert reference.diagnostics.outside == reference.diagnostics.unconfirmed == 0
     if eps is not None:
         assert 0.2 < reference.success[:-3].mean() < 0.8
+
+
+def test_every_device_has_its_share_of_the_lanes(relu_network, monkeypatch):
+    images, labels = relu_network.examples(20)
+    compiled_of, seen = programs.of, []
+
+    def watched(attack, mesh):
+        compiled = compiled_of(attack, mesh)
+
+        def advance(classifier, state, steps):
+            seen.extend(
+                {shard.device: shard.data.shape[0] for shard in leaf.addressable_shards}
+                for leaf in jax.tree.leaves(state)
+            )
+            return compiled.advance(classifier, state, steps)
+
+        return compiled._replace(advance=advance)
+
+    monkeypatch.setattr(programs, "of", watched)
+    attacks.run(
+        attacks.PGD(steps=15, restarts=3), relu_network.classifier, images, labels,
+        key=KEY, eps=0.03, batch_size=64,
+    )  # fmt: skip
+    assert seen
+    assert all(shares == dict.fromkeys(jax.local_devices(), 16) for shares in seen)
 
 
 @pytest.mark.parametrize(("name", "norm"), REGISTRY)

@@ -341,6 +341,28 @@ def test_what_cannot_be_done_is_refused_before_anything_is_written(
     assert not (tmp_path / "small").exists()
 
 
+@pytest.mark.parametrize(
+    "changed", [{"mean": 0.5}, {"std": 0.25}, {"options": {"widths": (8, 8)}}], ids=str
+)
+def test_a_start_of_another_network_is_refused_before_anything_is_written(
+    tmp_path, untrained_run, changed
+):
+    config = config_of()
+    untrained_run(config)
+    config.shrinking = shrinking()
+    config.model.update(changed)
+    with pytest.raises(ValueError, match=r"(?s)init_from is .*, a run of .*this config's model is"):
+        shrink.shrink(config, tmp_path / "small")
+    assert not (tmp_path / "small").exists()
+
+
+def test_training_does_not_start_from_a_smaller_network(runs, tmp_path):
+    config = config_of(init_from=str(runs[0] / "small"))
+    with pytest.raises(ValueError, match="whose network was made smaller; only"):
+        train.train(config, tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
 def test_a_start_is_needed(tmp_path):
     config = config_of()
     config.shrinking = shrinking()

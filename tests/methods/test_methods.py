@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -297,3 +298,58 @@ def test_without_budget_adversarial_pruning_is_natural_pruning():
     _, natural = run(methods.create("gradual_natural", **options))
     losses = [[row["loss"] for row in rows] for rows in (adversarial, natural)]
     np.testing.assert_allclose(*losses, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("regrowing", {"regrowing_epochs": 1, "allocation": "uniform"}),
+        ("gradual_natural", {"criterion": "random", "pruning_epochs": 1}),
+        ("one_shot", {"criterion": "random", "adversarial": False}),
+    ],
+)
+def test_what_is_drawn_at_random_is_a_function_of_the_seed(name, options):
+    method = methods.create(name, epochs=2, sparsity=0.5, **options)
+    drawn = [
+        trees.flatten(run_phases(method.phases(STEPS), seed=seed).mask)["Dense_0/kernel"]
+        for seed in (0, 0, 1)
+    ]
+    np.testing.assert_array_equal(drawn[0], drawn[1])
+    assert np.any(drawn[0] != drawn[2])
+
+
+def test_a_ticket_goes_back_to_the_learning_rate_of_its_early_weights():
+    method = methods.create(
+        "lottery", epochs=3, rewind_epochs=1, rounds=2, optimizer="sgd", learning_rate=0.5
+    )
+
+    def rates(phase, number):
+        # With momentum m and slopes of one the first step is -(1 + m) times the rate, and so on.
+        tx, ones = phase.optimizer({"w": jnp.array(True)}), {"w": jnp.ones((1, 1))}
+        state, found, trace = tx.init(ones), [], 0.0
+        for _ in range(number):
+            updates, state = tx.update(ones, state, ones)
+            trace = 1 + 0.9 * trace
+            found.append(float(-updates["w"][0, 0]) / (1 + 0.9 * trace))
+        return found
+
+    whole = [0.25 * (1 + math.cos(math.pi * step / (4 * STEPS))) for step in range(4 * STEPS)]
+    early, *others = method.phases(STEPS)
+    np.testing.assert_allclose(rates(early, STEPS), whole[:STEPS], rtol=1e-5)
+    assert [phase.name for phase in others] == ["dense", "round 1", "round 2"]
+    for phase in others:
+        np.testing.assert_allclose(rates(phase, 3 * STEPS), whole[STEPS:], rtol=1e-5)
+
+
+def test_one_shot_on_a_pruned_network_brings_nothing_back():
+    params = toy()[1].variables["params"]
+    (phase,) = methods.create(
+        "one_shot", sparsity=0.5, criterion="random", allocation="uniform"
+    ).phases(STEPS)
+    before = pruning.prune(params, 0.4, pruning.Pruner())
+    examples = (jnp.asarray(of) for of in (toy()[0].images, toy()[0].labels))
+    known = evidence(NETWORK, {"params": params}, phase.objective, *examples, jax.random.key(0))
+    _, _, mask = phase.begin(Start(params, before, None, known))
+    assert masks.density(params, mask) == pytest.approx(0.5, abs=0.01)
+    for path in WEIGHTS:
+        assert not np.any(trees.flatten(mask)[path] & ~trees.flatten(before)[path])

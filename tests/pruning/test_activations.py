@@ -397,3 +397,35 @@ def test_every_network_of_the_zoo_has_a_map_for_each_of_its_kernels():
         assert traced.last == {"Dense_0/kernel"}
         for path, layer in traced.layers.items():
             assert layer.map.aval.shape[-1] == trees.flatten(variables["params"])[path].shape[-1]
+
+
+# -- half precision --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("criterion", ["expected_abs", "hrank", "kl", "cka"])
+def test_statistics_of_a_network_in_half_precision_are_taken_in_float32(criterion):
+    rng = np.random.default_rng(0)
+    params = {
+        "kernel": rng.integers(-1, 2, (3, 3, 1, 6)).astype(np.float32),
+        "last": rng.integers(-1, 2, (6, 3)).astype(np.float32),
+    }
+    images = rng.integers(0, 2, (12, 3, 3, 1)).astype(np.float32)
+
+    def network(dtype):
+        def apply_fn(variables, images):
+            params = jax.tree.map(lambda w: w.astype(dtype), variables["params"])
+            maps = nn.relu(conv(images.astype(dtype), params["kernel"]))
+            return maps.sum((1, 2)) @ params["last"] / 8
+
+        return apply_fn
+
+    # Small integers, which half precision holds exactly.
+    half, full = network(jnp.bfloat16), network(jnp.float32)
+    variables = {"params": params}
+    np.testing.assert_array_equal(half(variables, images), full(variables, images))
+    found, expected = (
+        getattr(activations, criterion)(apply_fn, variables, images)["kernel"]
+        for apply_fn in (half, full)
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
+    assert len(np.unique(expected)) > 1

@@ -223,3 +223,20 @@ def test_what_a_small_layer_cannot_lose_the_largest_one_loses():
     groups = allocation.uniform(layers, 0.9)
     assert removed(groups) == {"small": 2, "large": 90}
     assert removed(allocation.guarded(groups, layers)) == {"small": 1, "large": 91}
+
+
+def test_what_a_table_leaves_whole_the_guard_leaves_whole():
+    params = {
+        name: np.ones((3, 3, 8, n), np.float32) for name, n in (("a", 64), ("b", 8), ("c", 9))
+    }
+    for table in ({"a": 1.0, "b": 0.05, "c": 0.5}, {"b": 0.05, "c": 0.5}):
+        pruner = Pruner(granularity="filter", allocation=table)
+        found = pruner.removal(params, 12 / 81)  # of b all 8 would go
+        assert found[("a",)] == 0
+        assert (found[("b",)], found[("c",)]) == (7, 5)
+
+
+@pytest.mark.parametrize("sparsity", [1.5, 1.0, -0.1, float("nan")])
+def test_removal_takes_shares_alone(sparsity):
+    with pytest.raises(ValueError, match=f"sparsity is {sparsity}; it must be a number in"):
+        Pruner().removal({"w": np.ones((2, 5), np.float32)}, sparsity)

@@ -332,6 +332,43 @@ def test_the_mask_is_found_wherever_it_sits():
     assert pruning.mask_of(optax.adam(0.1).init(params)) is None
 
 
+def test_the_masks_of_several_optimisers_are_one():
+    params = parameters()
+    of = {
+        name: pruning.optimizer(
+            optax.adam(0.1), pruning.Pruner(include=(f"{name}/*",)), pruning.one_shot(share)
+        )
+        for name, share in (("first", 0.5), ("second", 0.8))
+    }
+    of["biases"] = optax.sgd(0.1)
+    tx = optax.multi_transform(
+        of,
+        lambda params: trees.map_with_path(
+            lambda path, _: path.split("/")[0] if "kernel" in path else "biases", params
+        ),
+    )
+    state = tx.init(params)
+    _, state = tx.update(jax.grad(loss)(params, 0), state, params)
+    mask = pruning.mask_of(state)
+    assert masks.kept(params, mask) == {
+        "first/kernel": 12, "first/bias": 6, "second/kernel": 6, "second/bias": 5
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("wrap", ["masked", "regrowing"])
+def test_a_donated_state_leaves_the_mask_to_its_owner(wrap):
+    params, mask = {"w": jnp.arange(1.0, 13).reshape(3, 4)}, {"w": jnp.arange(12).reshape(3, 4) > 5}
+    tx = {
+        "masked": lambda: pruning.masked(optax.sgd(0.1), mask),
+        "regrowing": lambda: pruning.regrowing(
+            optax.sgd(0.1), pruning.Pruner(), 0.5, end=2, mask=mask
+        ),
+    }[wrap]()
+    step = jax.jit(lambda state, params: tx.update(params, state, params), donate_argnums=0)
+    step(tx.init(params), params)
+    assert masks.density(params, mask) == 0.5
+
+
 @pytest.mark.parametrize("wrap", ["masked", "optimizer"])
 def test_missing_parameters_are_an_error_that_says_so(wrap):
     params = parameters()
@@ -354,4 +391,19 @@ def test_a_mask_that_does_not_fit_is_refused_at_init():
 @pytest.mark.parametrize("schedule", [[], [(3, 0.1), (2, 0.2)], [(3, 0.1), (3, 0.2)]])
 def test_schedules_out_of_order_are_refused(schedule):
     with pytest.raises(ValueError, match="schedule has the steps"):
+        pruning.optimizer(optax.sgd(0.1), pruning.Pruner(), schedule)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "sentence"),
+    [
+        ([(0, 90)], r"sparsity is 90; it must be a number in \[0, 1\)"),
+        ([(0, -0.5)], r"sparsity is -0\.5"),
+        ([(0, float("nan"))], "sparsity is nan"),
+        ([(2.5, 0.5)], r"a step of schedule is 2\.5; steps are integers"),
+        ([(-1, 0.5)], "a step of schedule is -1; the first step is 0"),
+    ],
+)
+def test_what_is_no_step_or_no_sparsity_of_a_schedule_is_refused(schedule, sentence):
+    with pytest.raises(ValueError, match=sentence):
         pruning.optimizer(optax.sgd(0.1), pruning.Pruner(), schedule)

@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from prunejax import masks, trees
-from prunejax.pruning import Pruner, prune
+from prunejax.pruning import Criterion, Pruner, prune
 
 SPARSITIES = [0.0, 0.01, 0.1, 0.37, 0.5, 0.9, 0.95, 0.999]
 
@@ -78,6 +78,41 @@ def test_global_removes_the_lowest_of_all_layers_together(sparsity):
     np.testing.assert_array_equal(keep, lowest(scores, round(sparsity * scores.size)))
     for path in OTHERS:
         assert mask[path].shape == ()
+
+
+def lamp(scores):
+    """As the paper has it (Lee et al. 2021, equation 2), in double precision."""
+    squares = np.square(scores.astype(np.float64)).ravel()
+    return np.array([s / squares[squares >= s].sum() if s else 0.0 for s in squares])
+
+
+@pytest.mark.parametrize("granularity", ["weight", "filter"])
+@pytest.mark.parametrize("sparsity", [0.25, 0.5, 0.83])
+def test_lamp_ranks_all_layers_together_by_each_units_share_of_what_is_as_good(
+    sparsity, granularity
+):
+    rng = np.random.default_rng(3)  # without ties, and layers of different scale
+    params = {
+        f"Conv_{i}": {"kernel": jnp.asarray(scale * rng.normal(size=shape), jnp.float32)}
+        for i, (scale, shape) in enumerate([(1e-3, (3, 3, 2, 8)), (1, (2, 2, 4, 6)), (50, (9, 5))])
+    }
+    paths = list(params)[: 3 if granularity == "weight" else 2]
+    scores = [np.abs(np.asarray(params[path]["kernel"])) for path in paths]
+    if granularity == "filter":
+        scores = [of.mean(axis=(0, 1, 2)) for of in scores]
+    expected = np.concatenate([lamp(of) for of in scores])
+    pruner = Pruner(granularity=granularity, allocation="lamp", guard=False)
+    mask = prune(params, sparsity, pruner)
+    found = np.concatenate([np.asarray(mask[path]["kernel"]).ravel() for path in paths])
+    np.testing.assert_array_equal(found, lowest(expected, round(sparsity * expected.size)))
+
+
+def test_under_lamp_no_score_below_zero_is_better_than_one_above():
+    scores = {"a": jnp.array([[-3.0, -1.0, 2.0, 0.0]]), "b": jnp.array([[-2.0, 1.0, 0.5, 0.1]])}
+    given_ = Criterion("given", lambda params, evidence: scores)
+    mask = prune(scores, 4 / 8, Pruner(given_, allocation="lamp", guard=False))
+    np.testing.assert_array_equal(mask["a"], [[False, False, True, False]])
+    np.testing.assert_array_equal(mask["b"], [[False, True, True, True]])
 
 
 def test_the_count_is_that_of_the_double_not_of_the_float32_product():
@@ -178,7 +213,7 @@ def test_one_and_three_dimensional_convolutions_have_filters_too():
     assert mask["fc"].shape == ()
 
 
-@pytest.mark.parametrize("allocation", ["uniform", "global"])
+@pytest.mark.parametrize("allocation", ["uniform", "global", "lamp"])
 @pytest.mark.parametrize("granularity", ["weight", "filter"])
 @pytest.mark.parametrize("criterion", ["magnitude", "random"])
 def test_masks_are_nested_along_a_schedule_although_weights_and_keys_change(
@@ -353,7 +388,7 @@ def test_an_earlier_mask_of_another_network_is_named(current, message):
         prune(PARAMS, 0.5, current=current)
 
 
-@pytest.mark.parametrize("allocation", ["uniform", "global", "erk", "igq"])
+@pytest.mark.parametrize("allocation", ["uniform", "global", "lamp", "erk", "igq"])
 def test_leaves_without_numbers_lose_nothing(allocation):
     params = {"w": jnp.arange(1.0, 9).reshape(2, 4), "z": jnp.zeros((0, 5))}
     mask = prune(params, 0.5, Pruner(allocation=allocation))

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from prunejax import masks, trees
@@ -17,12 +17,17 @@ UNITS = {
 }
 # A pool, for each new shape is compiled.
 SHAPES = [(), (3,), (2, 3), (4, 1), (2, 2, 3), (1, 2, 1, 4)]
-LEAVES = st.tuples(st.sampled_from(SHAPES), st.integers(0, 2**32 - 1))
-TREES = st.recursive(
-    st.dictionaries(st.sampled_from(["kernel", "bias", "w", "scale"]), LEAVES, min_size=1),
-    lambda children: st.dictionaries(st.sampled_from(["a", "b", "c"]), children, min_size=1),
-    max_leaves=4,
-)
+# The last two axes of weights are multiples of four.
+SHAPES_OF_FOURS = [(), (3,), (4, 8), (8, 4), (2, 4, 4), (1, 2, 4, 4)]
+
+
+def trees_of(shapes):
+    leaves = st.tuples(st.sampled_from(shapes), st.integers(0, 2**32 - 1))
+    return st.recursive(
+        st.dictionaries(st.sampled_from(["kernel", "bias", "w", "scale"]), leaves, min_size=1),
+        lambda children: st.dictionaries(st.sampled_from(["a", "b", "c"]), children, min_size=1),
+        max_leaves=4,
+    )
 
 
 def numbers(tree):
@@ -40,9 +45,17 @@ def lowest(scores, count):
     return gone
 
 
+def weights_of(leaves, ranks=range(2, 9)):
+    return [
+        path
+        for path, leaf in leaves.items()
+        if leaf.ndim in ranks and path.split("/")[-1] in ("kernel", "w")
+    ]
+
+
 @settings(max_examples=15, deadline=None)
 @given(
-    shapes=TREES,
+    shapes=trees_of(SHAPES),
     granularity=st.sampled_from(list(UNITS)),
     allocation=st.sampled_from(["uniform", "global"]),
     shares=st.lists(st.floats(0, 1, exclude_max=True), min_size=2, max_size=3).map(sorted),
@@ -52,11 +65,7 @@ def test_the_lowest_go_exactly_and_stay_gone(shapes, granularity, allocation, sh
     pruner = Pruner("magnitude", granularity, allocation, aggregate="sum", guard=False)
     ranks, axes = UNITS[granularity]
     leaves = {path: np.asarray(leaf) for path, leaf in trees.flatten(params).items()}
-    weights = [
-        path
-        for path, leaf in leaves.items()
-        if leaf.ndim in ranks and path.split("/")[-1] in ("kernel", "w")
-    ]
+    weights = weights_of(leaves, ranks)
     if not weights:
         with pytest.raises(ValueError, match=r"weights|granularity"):
             prune(params, shares[0], pruner)
@@ -87,3 +96,56 @@ def test_the_lowest_go_exactly_and_stay_gone(shapes, granularity, allocation, sh
             if mask is not None:
                 assert not np.any(leaf & ~trees.flatten(mask)[path])
         mask = later
+
+
+@settings(max_examples=10, deadline=None)
+@given(shapes=trees_of(SHAPES_OF_FOURS), granularity=st.sampled_from(["1:2", "2:4", "1:4"]))
+def test_of_every_group_of_inputs_the_best_stay(shapes, granularity):
+    keep, group = map(int, granularity.split(":"))
+    params = numbers(shapes)
+    leaves = {path: np.asarray(leaf) for path, leaf in trees.flatten(params).items()}
+    assume(weights_of(leaves))
+    mask = trees.flatten(prune(params, 1 - keep / group, Pruner(granularity=granularity)))
+    for path in weights_of(leaves):
+        groups, kept = (
+            np.moveaxis(of, -2, -1).reshape(-1, group) for of in (np.abs(leaves[path]), mask[path])
+        )
+        for scores, left in zip(groups, kept, strict=True):
+            np.testing.assert_array_equal(left, ~lowest(scores, group - keep))
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    shapes=trees_of(SHAPES_OF_FOURS),
+    sides=st.sampled_from([(2, 1), (2, 4), (4, 4)]),
+    sparsity=st.floats(0, 1, exclude_max=True),
+)
+def test_blocks_go_whole_the_lowest_first_and_the_guard_keeps_one(shapes, sides, sparsity):
+    rows, columns = sides
+    params = numbers(shapes)
+    leaves = {path: np.asarray(leaf) for path, leaf in trees.flatten(params).items()}
+    weights = weights_of(leaves)
+    assume(weights)
+
+    def tiles(leaf):
+        inputs, outputs = leaf.shape[-2:]
+        split = leaf.reshape(-1, inputs // rows, rows, outputs // columns, columns)
+        return split.swapaxes(2, 3).reshape(-1, rows * columns)
+
+    for guard in (False, True):
+        pruner = Pruner("magnitude", f"block{rows}x{columns}", aggregate="sum", guard=guard)
+        mask = trees.flatten(prune(params, sparsity, pruner))
+        gone = []
+        for path in weights:
+            kept = tiles(np.asarray(mask[path]))
+            assert (kept == kept[:, :1]).all()
+            gone.append(~kept[:, 0])
+        scores = [np.abs(tiles(leaves[path])).sum(axis=1) for path in weights]
+        numbers_gone = [round(sparsity * len(of)) for of in scores]
+        if guard:
+            assert all(not of.all() for of in gone)
+            most = sum(len(of) - 1 for of in scores)
+            assert sum(of.sum() for of in gone) == min(sum(numbers_gone), most)
+        else:
+            expected = [lowest(of, n) for of, n in zip(scores, numbers_gone, strict=True)]
+            np.testing.assert_array_equal(np.concatenate(gone), np.concatenate(expected))

@@ -75,6 +75,13 @@ def test_tables_that_make_no_sense_are_named(table, density, message):
         sensitivity.densities(table, {"a": 10}, density)
 
 
+def test_the_lowest_density_measured_is_one_that_can_be_had():
+    table = {"a": {0.1: 0.5, 1: 1.0}, "b": {0.1: 0.5, 1: 1.0}}
+    assert 0.1 * 3 + 0.1 * 6 > 0.1 * 9  # in floating point
+    found = sensitivity.densities(table, {"a": 3, "b": 6}, 0.1)
+    assert found == pytest.approx({"a": 0.1, "b": 0.1})
+
+
 # -- measured tables -------------------------------------------------------------------------------
 
 SIZE = 10

@@ -12,6 +12,7 @@ from prunejax import trees
 from prunejax.pruning.activations import layers
 from prunejax.pruning.activations.layers import ApplyFn, Params, Traced, Variables
 from prunejax.pruning.activations.maps import check, in_batches
+from prunejax.pruning.evidence import widened
 
 # (variables, kernel's path among the parameters, index of a unit, traced) -> variables without it
 Ablate = Callable[[Variables, str, Any], Variables]
@@ -124,10 +125,10 @@ def _divergences(apply_fn, ablate, path, units, batch_size, variables, images):
     """`[N, units]` divergences."""
 
     def of_batch(images):
-        p = jax.nn.log_softmax(apply_fn(variables, images))
+        p = jax.nn.log_softmax(widened(apply_fn(variables, images)))
 
         def without(unit):
-            q = jax.nn.log_softmax(apply_fn(ablate(variables, path, unit), images))
+            q = jax.nn.log_softmax(widened(apply_fn(ablate(variables, path, unit), images)))
             return jnp.sum(jnp.exp(q) * (q - p), axis=-1)
 
         return jax.lax.map(without, jnp.arange(units)).T
@@ -157,7 +158,7 @@ def similarities(apply_fn, variables, images):
     traced = layers.trace(apply_fn, variables, images)
     last = [path for path in traced.layers if path in traced.last][-1]
     (features,) = traced.values([traced.layers[last].inputs], variables, images)
-    features = features.reshape(len(images), -1)
+    features = widened(features).reshape(len(images), -1)
     centred = features - features.mean(axis=0)
     gram = centred @ centred.T
     norm = jnp.linalg.norm(gram)

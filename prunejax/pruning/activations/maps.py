@@ -11,6 +11,7 @@ import numpy as np
 from prunejax.canonical import canonical
 from prunejax.pruning.activations import layers
 from prunejax.pruning.activations.layers import ApplyFn, Params, Traced, Variables
+from prunejax.pruning.evidence import widened
 
 
 def expected_abs(
@@ -166,7 +167,7 @@ def _per_sample(
     def of_batch(images):
         traced = layers.trace(apply_fn, variables, images)
         maps = traced.maps(traced.scored, variables, images, own=own)
-        return {path: statistic(x) for path, x in maps.items()}
+        return {path: statistic(widened(x)) for path, x in maps.items()}
 
     return in_batches(of_batch, images, batch_size)
 

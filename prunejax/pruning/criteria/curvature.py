@@ -8,26 +8,28 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from prunejax import trees
+from prunejax import masks, trees
 from prunejax.canonical import canonical
 from prunejax.pruning.criteria import gradients
-from prunejax.pruning.evidence import Batch, Criterion, Evidence, Params, widened
+from prunejax.pruning.evidence import Batch, Criterion, Evidence, Params, examples_in, widened
 
 
 def grasp(params: Params, evidence: Evidence) -> Params:
     """W * (H g), half of what |g|^2, the gradient flow, loses to first order without the weight.
 
     GraSP (Wang et al. 2020) writes S = -w * (H g) and removes the *highest* S; here
-    higher is kept, so the sign is turned. H and g are over the weights that are scored: biases and
-    normalisation are held. Of a unit, the sum over its weights.
+    higher is kept, so the sign is turned. H and g are over what is left of the weights that are
+    scored: biases and normalisation are held. Of a unit, the sum over its weights.
     """
     paths = evidence.allowed or evidence.weights(params)
     gradient = gradients.mean_gradient(params, evidence)
     direction = trees.map_with_path(
         lambda path, g: g if path in paths else jnp.zeros_like(g), gradient
     )
+    if evidence.mask is not None:
+        direction = masks.apply(direction, evidence.mask)
     curved = [_hessian_times(evidence.loss, params, b, direction) for b in evidence.batches]
-    return gradients.multiplied(params, gradients.mean(curved))
+    return gradients.multiplied(params, gradients.mean(curved, evidence.batches))
 
 
 def fisher(params: Params, evidence: Evidence) -> Params:
@@ -42,7 +44,7 @@ def fisher(params: Params, evidence: Evidence) -> Params:
     """
     loss = gradients.in_evaluation(evidence.loss)
     sums = [_sum_of_squares(loss, params, batch) for batch in evidence.batches]
-    examples = sum(len(jax.tree.leaves(batch)[0]) for batch in evidence.batches)
+    examples = sum(map(examples_in, evidence.batches))
     return jax.tree.map(lambda *s: sum(s) / examples, *sums)
 
 

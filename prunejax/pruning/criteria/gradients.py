@@ -1,4 +1,4 @@
-"""Criteria that take one gradient g of the objective, averaged over the batches of the evidence.
+"""Criteria that take one gradient g of the objective, averaged over the examples of the evidence.
 
 They are the adversarial criteria where the objective is. Inside `pruning.optimizer` the gradient
 is that of the step.
@@ -11,14 +11,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from prunejax.pruning.evidence import Batch, Criterion, Evidence, Params, widened
+from prunejax.pruning.evidence import Batch, Criterion, Evidence, Params, examples_in, widened
 
 Loss = Callable[[Params, Batch], jax.Array]
 
 
-def mean(trees: Sequence[Any]) -> Any:
-    """The mean of trees of one structure, leaf by leaf."""
-    return jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *trees)
+def mean(trees: Sequence[Any], batches: Sequence[Batch]) -> Any:
+    """The mean of the batches' trees, leaf by leaf, each batch as heavy as its examples."""
+    numbers = [examples_in(batch) for batch in batches]
+    shares = [number / sum(numbers) for number in numbers]
+
+    def leaf(*leaves):
+        return sum(share * leaf for share, leaf in zip(shares, leaves, strict=True))
+
+    return jax.tree.map(leaf, *trees)
 
 
 # By the objective, not by a closure of it: rounds of pruning share one compiled program.
@@ -29,10 +35,11 @@ def gradient_of(loss: Loss, params: Params, batch: Batch) -> Params:
 
 
 def mean_gradient(params: Params, evidence: Evidence) -> Params:
-    """The mean over the batches of the objective's gradient, or the one that is known already."""
+    """The mean over the examples of the objective's gradient, or the one that is known already."""
     if evidence.loss is None or not evidence.batches:
         return evidence.like("grads", params)
-    return mean([gradient_of(evidence.loss, params, batch) for batch in evidence.batches])
+    batches = evidence.batches
+    return mean([gradient_of(evidence.loss, params, batch) for batch in batches], batches)
 
 
 def in_evaluation(loss: Loss) -> Loss:

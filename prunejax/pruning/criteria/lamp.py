@@ -17,21 +17,27 @@ def lamp(params: Params, evidence: Evidence) -> Params:
     paths = evidence.weights(params)
 
     def score(path, w):
-        return _lamp(w) if path in paths else jnp.zeros(())
+        return of_scores(jnp.abs(widened(w))) if path in paths else jnp.zeros(())
 
     return trees.map_with_path(score, params)
 
 
-def _lamp(w: jax.Array) -> jax.Array:
-    w = widened(w)
-    # A common factor cancels, and without it small weights would underflow when squared.
-    largest = jnp.max(jnp.abs(w))
-    squares = jnp.square(w / jnp.where(largest > 0, largest, 1)).ravel()
+def of_scores(scores: jax.Array) -> jax.Array:
+    """s^2 / (sum of s'^2 over the scores s' >= s); what is below 0 stays as it is.
+
+    Args:
+      scores: those of one layer, of any shape and float32 at least.
+    """
+    # A common factor cancels, and without it small scores would underflow when squared.
+    finite = jnp.minimum(scores, jnp.finfo(scores.dtype).max)
+    largest = jnp.max(finite, initial=0)
+    squares = jnp.square(jnp.maximum(finite, 0) / jnp.where(largest > 0, largest, 1)).ravel()
     ascending = jnp.sort(squares)
     at_least = jnp.cumsum(ascending[::-1])[::-1]
     # "left": from the first of the equal ones on.
     total = at_least[jnp.searchsorted(ascending, squares, side="left", method="sort")]
-    return (squares / jnp.where(total > 0, total, 1)).reshape(w.shape)
+    lamp_scores = (squares / jnp.where(total > 0, total, 1)).reshape(scores.shape)
+    return jnp.where(scores < 0, scores, lamp_scores)
 
 
 LAMP = Criterion("lamp", lamp)

@@ -7,24 +7,22 @@ import jax
 import jax.numpy as jnp
 
 from prunejax.classifier import Network
-from prunejax.pruning.criteria import gradients
 from prunejax.pruning.evidence import Criterion, Evidence, Params
 
 
 def synflow(params: Params, evidence: Evidence) -> Params:
-    """|w| dR/d|w|, with R the sum of the outputs of the network of all |w| for an input of ones.
+    """|w| / R dR/d|w|, with R the sum of the outputs of the network of all |w| for ones as input.
 
-    Tanaka et al. (2020). In networks without biases whose activations are ReLUs
-    the scores of every layer sum to R, and those into a hidden unit to those out of it. Meant for
-    many rounds: take a schedule of constant rate (their n = 100) with the allocation "global". Of a
-    unit, the sum over its weights. A `Network`'s normalisation is left out, also inside a network
-    that was made smaller; its batch statistics are those of `evidence.variables`. R grows with
-    depth: beyond 1e38 it needs 64-bit floats.
+    Tanaka et al. (2020); as a share of R, which ranks alike. In networks without biases whose
+    activations are ReLUs the scores of every layer sum to 1, and those into a hidden unit to those
+    out of it. Meant for many rounds: take a schedule of constant rate (their n = 100) with the
+    allocation "global". Of a unit, the sum over its weights. A `Network`'s normalisation is left
+    out, also inside a network that was made smaller; its batch statistics are those of
+    `evidence.variables`. R grows with depth, 1e64 in a fresh ResNet-50, so it is computed in
+    float64, as the authors do.
     """
     network = _of_normalised(evidence.apply_fn)
-    positive = jax.tree.map(jnp.abs, params)
-    flow = _flow(network, tuple(evidence.input_shape), positive, evidence.variables or {})
-    return gradients.multiplied(positive, flow)
+    return _shares(network, tuple(evidence.input_shape), params, evidence.variables or {})
 
 
 def _of_normalised(network):
@@ -37,12 +35,24 @@ def _of_normalised(network):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _flow(network, input_shape, positive, variables):
-    def outputs(params):
-        variables_of = {**variables, "params": params}
-        return network(variables_of, jnp.ones((1, *input_shape))).sum()
+def _shares(network, input_shape, params, variables):
+    with jax.enable_x64(True):
+        positive, variables = _double(jax.tree.map(jnp.abs, params)), _double(variables)
 
-    return jax.grad(outputs)(positive)
+        def outputs(params):
+            variables_of = {**variables, "params": params}
+            return network(variables_of, jnp.ones((1, *input_shape), jnp.float64)).sum()
+
+        total, flow = jax.value_and_grad(outputs)(positive)
+        share = 1 / jnp.where(total > 0, total, 1)  # what is cut off has no flow
+        return jax.tree.map(lambda w, f: (w * f * share).astype(jnp.float32), positive, flow)
+
+
+def _double(tree):
+    def leaf(x):
+        return x.astype(jnp.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    return jax.tree.map(leaf, tree)
 
 
 SYNFLOW = Criterion("synflow", synflow, needs=("network", "input_shape"), aggregate="sum")
