@@ -8,7 +8,7 @@ import numpy as np
 
 from prunejax.attacks import cascade
 from prunejax.attacks.attack import Attack, check_integer
-from prunejax.attacks.diagnostics import Diagnostics
+from prunejax.attacks.diagnostics import Diagnostics, strongest
 from prunejax.attacks.inputs import require_attack, require_options, validated
 from prunejax.attacks.runner import AttackResult
 from prunejax.classifier import Classifier
@@ -22,7 +22,8 @@ class BisectionResult(NamedTuple):
         runs together.
       diagnostics: of the run at the largest budget; `diverged`, `outside` and `unconfirmed` of all
         runs together. Ask the result for `warnings`, not these.
-      doubts: reasons to doubt the result, of all runs and their members, each sentence once.
+      doubts: reasons to doubt the result, of all runs and their members; of sentences that differ
+        in their numbers only, that of the run with the largest.
     """
 
     images: np.ndarray
@@ -54,7 +55,8 @@ def smallest_budget(
     """The nearest adversarial examples that a fixed-budget attack finds by halving its budget.
 
     Each example has its own bracket; a success ends it at the distance that was really used, which
-    may be less than the budget. In L0 the brackets end at neighbouring counts.
+    may be less than the budget. In L0 the brackets end at neighbouring counts, after as many
+    halvings as that takes.
 
     Args:
       attack: a fixed-budget attack, or a cascade.
@@ -63,7 +65,7 @@ def smallest_budget(
       labels: `[N]`.
       upper: the largest budget, a number or `[N]`; what does not fall there is not found.
       key: as in `attacks.run`.
-      halvings: the last bracket is `upper / 2 ** halvings` wide, or less.
+      halvings: the last bracket is `upper / 2 ** halvings` wide, or less; not looked at in L0.
       progress: called with (examples done, examples in all) of each of the runs.
       **options: `indices`, `batch_size` and `devices` of `attacks.run`.
 
@@ -82,9 +84,11 @@ def smallest_budget(
     given = validated(attack, classifier, images, labels, key=key, eps=upper, **options)
     best = cascade.run_on(attack, classifier, given, progress)
     low, diagnostics = np.zeros_like(best.distance), [best.diagnostics]
-    doubts = dict.fromkeys(best.warnings())
+    doubts, broken = best.doubts(), cascade.broken_in(best)
     best = AttackResult(*best[: len(AttackResult._fields)])
     counts = attack.norm in ("l0", "l0_pixels")
+    if counts:
+        halvings = given.images[0].size.bit_length()  # as many as close any bracket
     for _ in range(halvings):
         width = best.distance - low
         open_ = best.success & (width > (1 if counts else 0))
@@ -94,8 +98,9 @@ def smallest_budget(
         eps = np.floor(eps) if counts else eps
         tried = cascade.run_on(attack, classifier, given._replace(eps=eps).of(open_), progress)
         diagnostics.append(tried.diagnostics)
-        doubts |= dict.fromkeys(tried.warnings())
+        doubts += tried.doubts()
         of = np.flatnonzero(open_)
+        broken[of] |= cascade.broken_in(tried)
         best.forwards[of] += tried.forwards
         best.backwards[of] += tried.backwards
         won, lost = of[tried.success], of[~tried.success]
@@ -105,4 +110,5 @@ def smallest_budget(
             best.sizes[norm][won] = size[tried.success]
         low[lost] = eps[lost]
     best = best._replace(diagnostics=cascade.counted_together(diagnostics))
-    return BisectionResult(*best, doubts=tuple(doubts))
+    said = [doubt.sentence for doubt in strongest([*doubts, *cascade.masked(broken)])]
+    return BisectionResult(*best, doubts=tuple(said))

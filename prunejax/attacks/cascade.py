@@ -10,9 +10,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from prunejax.attacks import programs, runner
 from prunejax.attacks.attack import Attack, as_attacked
-from prunejax.attacks.diagnostics import Diagnostics
+from prunejax.attacks.diagnostics import Diagnostics, Doubt
 from prunejax.attacks.inputs import Inputs, validated
 from prunejax.classifier import Classifier
+
+# Where attacks without gradients break more than this share, gradients are doubted: AutoAttack's.
+MASKED = 0.002
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,6 +72,13 @@ class Cascade:
         """Whether labels are the classes to reach, not the ones to leave."""
         return self.members[0][1].targeted
 
+    @property
+    def after_gradients(self) -> tuple[str, ...]:
+        """Names of the members without gradients that come after one with gradients."""
+        blind = [not attack.uses_gradients for _, attack in self.members]
+        names = (name for name, _ in self.members)
+        return tuple(name for n, name in enumerate(names) if blind[n] and not all(blind[:n]))
+
 
 class CascadeResult(NamedTuple):
     """What a cascade found, as numpy arrays with one entry an example.
@@ -82,6 +92,7 @@ class CascadeResult(NamedTuple):
         to doubt in the others is in `members`: ask the result for `warnings`, not these.
       by: number of the member that succeeded first; -1 for none, or where none was needed.
       members: for each name the numbers of the examples it saw, and its own result on them.
+      broken: what fell to a member without gradients after members with gradients had failed.
     """
 
     images: np.ndarray
@@ -93,33 +104,44 @@ class CascadeResult(NamedTuple):
     diagnostics: Diagnostics
     by: np.ndarray
     members: dict[str, tuple[np.ndarray, runner.AttackResult]]
+    broken: np.ndarray
 
     def warnings(self) -> list[str]:
         """Reasons to doubt the result: those of all members, and what they say of each other.
 
         That a member is weaker than one step counts only where no other member was stronger.
         """
+        return [doubt.sentence for doubt in (*self.doubts(), *masked(self.broken))]
+
+    def doubts(self) -> list[Doubt]:
+        """The reasons of all members, without what they say of each other."""
         found = []
         for name, (seen, result) in self.members.items():
             weaker = result.diagnostics.weaker & ~self.success[seen]
-            doubts = result.diagnostics._replace(weaker=weaker)
-            found += [f"{name}: {warning}" for warning in doubts.warnings()]
-        weaker = self._broken_without_gradients()
-        if weaker > 0.002 * len(self.success):
-            found.append(
-                f"{weaker} of {len(self.success)} examples fell to an attack without gradients "
-                "after all gradient attacks before it had failed: gradients may be masked."
-            )
+            doubts = result.diagnostics._replace(weaker=weaker).doubts()
+            found += [doubt.by(name) for doubt in doubts]
         return found
 
-    def _broken_without_gradients(self) -> int:
-        broken, seen_gradient = 0, False
-        for place, (_, result) in enumerate(self.members.values()):
-            if result.backwards.any():
-                seen_gradient = True
-            elif seen_gradient:
-                broken += int(np.sum(self.by == place))
-        return broken
+
+def broken_in(result: runner.AttackResult | CascadeResult) -> np.ndarray:
+    """`CascadeResult.broken`; of one attack, which comes after no other, nowhere."""
+    return getattr(result, "broken", np.zeros(len(result.success), bool))
+
+
+def masked(broken: np.ndarray) -> list[Doubt]:
+    """The doubt in gradients where attacks without them are stronger.
+
+    Args:
+      broken: `[N]` as in `CascadeResult`, of all examples of an evaluation: their share counts.
+    """
+    number = int(broken.sum())
+    if number <= MASKED * broken.size:
+        return []
+    sentence = (
+        f"{number} of {broken.size} examples fell to an attack without gradients after all "
+        "gradient attacks before it had failed: gradients may be masked."
+    )
+    return [Doubt("masked", sentence, number)]
 
 
 def run(
@@ -211,7 +233,8 @@ def run_on(
     if progress is not None:
         progress(len(attack.members) * number, len(attack.members) * number)
     found = found._replace(diagnostics=_merged(attack, found.success, members))
-    return CascadeResult(*found, by=by, members=members)
+    after = [n for n, (name, _) in enumerate(attack.members) if name in attack.after_gradients]
+    return CascadeResult(*found, by=by, members=members, broken=np.isin(by, after))
 
 
 def _require_starts(cascade: Cascade, classifier: Classifier, given: Inputs) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from prunejax.attacks import cascade
 from prunejax.attacks.attack import Attack
+from prunejax.attacks.diagnostics import strongest
 from prunejax.attacks.inputs import require_attack, require_options, validated
 from prunejax.attacks.runner import AttackResult
 from prunejax.classifier import Classifier
@@ -22,7 +23,8 @@ class CurveResult(NamedTuple):
       accuracies: `[K]` in [0, 1], the share of examples that is left right at each.
       result: of the run, with its distances and passes, where one run was all; None where there
         were several, each on the examples that those before it had left.
-      doubts: reasons to doubt the accuracies, of all runs, each sentence once.
+      doubts: reasons to doubt the accuracies, of all runs; of sentences that differ in their
+        numbers only, that of the run with the largest.
     """
 
     budgets: np.ndarray
@@ -72,30 +74,40 @@ def robust_accuracies(
     require_attack(attack)
     require_options(options)
     numbers = np.asarray(budgets)
-    rising = numbers.ndim == 1 and numbers.dtype.kind in "iuf" and len(numbers) > 0
-    if not rising or not (numbers[0] >= 0 and np.all(np.diff(numbers) > 0)):
-        raise ValueError(f"budgets is {budgets}; a list of increasing numbers >= 0 is needed.")
+    if numbers.ndim != 1 or numbers.dtype.kind not in "iuf" or not _increase(numbers.astype(float)):
+        raise ValueError(
+            f"budgets is {budgets}; a list of increasing finite numbers >= 0 is needed."
+        )
     eps = None if attack.minimum_norm else numbers[-1]
     given = validated(attack, classifier, images, labels, key=key, eps=eps, **options)
     budgets, number = numbers.astype(np.float32), len(given.images)
     once, others = _without_budgets(attack, len(budgets))
-    runs, doubts, nearest = [], {}, np.full(number, np.inf)
+    runs, doubts, nearest = [], [], np.full(number, np.inf)
     for name, member in once.items():
         run = cascade.run_on(member, classifier, given, progress)
         nearest = np.minimum(nearest, run.distance)
         runs.append(run)
-        doubts |= dict.fromkeys(f"{name}: {said}" if name else said for said in run.warnings())
-    standing, left = np.arange(number), []
+        doubts += [doubt.by(name) if name else doubt for doubt in run.doubts()]
+    standing, left, broken = np.arange(number), [], np.zeros(number, bool)
     for eps in budgets:
         standing = standing[nearest[standing] > eps]
         if others is not None and len(standing):
             some = given._replace(eps=np.full(number, eps)).of(standing)
             run = cascade.run_on(others, classifier, some, progress)
+            broken[standing] |= cascade.broken_in(run)
             standing = standing[~run.success]
             runs.append(run)
-            doubts |= dict.fromkeys(run.warnings())
+            doubts += run.doubts()
         left.append(len(standing) / number)
-    return CurveResult(budgets, np.array(left), runs[0] if len(runs) == 1 else None, tuple(doubts))
+    whole = runs[0] if len(runs) == 1 else None
+    said = [doubt.sentence for doubt in strongest([*doubts, *cascade.masked(broken)])]
+    return CurveResult(budgets, np.array(left), whole, tuple(said))
+
+
+def _increase(budgets: np.ndarray) -> bool:
+    """Whether they are increasing numbers >= 0, finite as float32 too, and there are some."""
+    within = (budgets >= 0) & (budgets <= np.finfo(np.float32).max)
+    return len(budgets) > 0 and bool(within.all() and (np.diff(budgets) > 0).all())
 
 
 def _without_budgets(

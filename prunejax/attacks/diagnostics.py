@@ -4,6 +4,7 @@ They are what AutoAttack checks for (Croce & Hein 2020) and what Carlini et al. 
 evaluating adversarial robustness", ask for.
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +13,33 @@ import numpy as np
 REPEATABLE = 1e-4
 # An image at another place of the batch is rounded otherwise.
 ALIKE = 1e-3
+
+
+class Doubt(NamedTuple):
+    """A reason to doubt a result.
+
+    Attributes:
+      kind: the same in doubts whose sentences differ in their numbers alone.
+      sentence: that says it.
+      number: how many examples it is about, or by how much something differs.
+    """
+
+    kind: str
+    sentence: str
+    number: float = 0
+
+    def by(self, member: str) -> "Doubt":
+        """The same, said by a member of an ensemble."""
+        return Doubt(f"{member}: {self.kind}", f"{member}: {self.sentence}", self.number)
+
+
+def strongest(doubts: Iterable[Doubt]) -> list[Doubt]:
+    """One doubt of each kind, that of the largest number, in the order in which they first came."""
+    found: dict[str, Doubt] = {}
+    for doubt in doubts:
+        if doubt.kind not in found or doubt.number > found[doubt.kind].number:
+            found[doubt.kind] = doubt
+    return list(found.values())
 
 
 class Diagnostics(NamedTuple):
@@ -55,55 +83,76 @@ class Diagnostics(NamedTuple):
 
     def warnings(self) -> list[str]:
         """One sentence for each reason to doubt."""
-        found = []
+        return [doubt.sentence for doubt in self.doubts()]
+
+    def doubts(self) -> list[Doubt]:
+        """The reasons to doubt, each of another kind."""
+        found, size = {}, self.weaker.size
+        zero, non_finite, at_target = (
+            round(share * size) for share in (self.zero_gradient, self.non_finite, self.at_target)
+        )
+        weaker = int(self.weaker.sum())
         if self.loss != self.asked_loss:
-            found.append(
+            found["loss"] = (
                 f"loss {self.asked_loss!r} needs more classes than there are; "
                 f"{self.loss!r} was used."
             )
-        if self.zero_gradient > 0:
-            found.append(
-                f"{self.zero_gradient:.1%} of the images have a zero gradient: robustness may be "
-                "masked, look at a black-box attack and at the margin loss."
+        if zero:
+            found["zero_gradient"] = (
+                f"{zero} of {size} images have a zero gradient: robustness may be masked, look "
+                "at a black-box attack and at the margin loss."
             )
-        if self.non_finite > 0:
-            found.append(
-                f"{self.non_finite:.1%} of the images have non-finite logits or gradients."
+        if non_finite:
+            found["non_finite"] = (
+                f"{non_finite} of {size} images have non-finite logits or gradients."
             )
         if self.probabilities:
-            found.append(
+            found["probabilities"] = (
                 "The outputs look like probabilities; remove the softmax, logits are needed."
             )
         if self.at_target > 0.5:
-            found.append(
-                f"{self.at_target:.1%} of the images are classified as the class to reach already: "
+            found["at_target"] = (
+                f"{at_target} of {size} images are classified as the class to reach already: "
                 "labels of a targeted attack are that class, not the true one."
             )
         if self.unrepeatable > REPEATABLE:
-            found.append(
+            found["unrepeatable"] = (
                 f"Logits of repeated passes differ by {self.unrepeatable:.2g}: a randomised "
                 "network needs expectation over its randomness."
             )
         elif self.batch_dependent > ALIKE:
-            found.append(
+            found["batch_dependent"] = (
                 f"Logits of an image differ by {self.batch_dependent:.2g} of the largest beside "
                 "other images: use the network in evaluation mode, or results depend on the batch."
             )
-        if self.weaker.any():
-            found.append(
-                f"{self.weaker.sum()} of {self.weaker.size} examples fell to a single step along "
-                "the gradient but not to this attack, which is weaker there: it has too few steps "
-                "or too large ones, or the gradients are masked."
+        if weaker:
+            found["weaker"] = (
+                f"{weaker} of {size} examples fell to a single step along the gradient but not "
+                "to this attack, which is weaker there: it has too few steps or too large ones, or "
+                "the gradients are masked."
             )
         if self.diverged:
-            found.append(
+            found["diverged"] = (
                 f"{self.diverged} attempts ended in NaN: near some images the network is not "
                 "finite, and examples may count as robust only because the attack got lost there."
             )
         if self.outside:
-            found.append(
+            found["outside"] = (
                 f"{self.outside} returned images were outside ball or box and were refused."
             )
         if self.unconfirmed:
-            found.append(f"{self.unconfirmed} successes were not confirmed and were refused.")
-        return found
+            found["unconfirmed"] = (
+                f"{self.unconfirmed} successes were not confirmed and were refused."
+            )
+        numbers = {
+            "zero_gradient": zero,
+            "non_finite": non_finite,
+            "at_target": at_target,
+            "unrepeatable": self.unrepeatable,
+            "batch_dependent": self.batch_dependent,
+            "weaker": weaker,
+            "diverged": self.diverged,
+            "outside": self.outside,
+            "unconfirmed": self.unconfirmed,
+        }
+        return [Doubt(kind, sentence, numbers.get(kind, 0)) for kind, sentence in found.items()]

@@ -99,15 +99,24 @@ def validated(
         raise ValueError(f"batch_size is {batch_size!r}; an integer of at least 1 is needed.")
     mesh = _mesh(devices)
     return Inputs(
-        images=images.astype(np.float32),
+        images=images.astype(np.float32, copy=False),
         labels=labels.astype(np.int32),
         eps=eps,
         indices=indices,
         classes=classes,
-        key=key,
+        key=_drawing_alone(key),
         width=lane_count(number, int(batch_size), mesh.size),
         mesh=mesh,
     )
+
+
+def _drawing_alone(key: jax.Array) -> jax.Array:
+    """The key, as one of a kind that in a batch draws as by itself.
+
+    Of other kinds, "rbg" and "unsafe_rbg", a batch draws by its first key alone.
+    """
+    data = jax.random.key_data(key).ravel()
+    return jax.random.wrap_key_data(data[:2], impl="threefry2x32")
 
 
 def require_attack(attack) -> None:
@@ -154,6 +163,12 @@ def _budgets(attack, eps, number: int) -> np.ndarray:
     real = any(jnp.issubdtype(eps.dtype, kind) for kind in (jnp.floating, jnp.integer))
     if not real or eps.shape not in ((), (number,)) or not (eps >= 0).all():
         raise ValueError(f"eps is {eps}; a number >= 0 is needed, or one for each example.")
+    counted = {"l0": "features", "l0_pixels": "pixels"}.get(attack.norm)
+    if counted and ((eps > 0) & (eps < 1)).any():
+        raise ValueError(
+            f"eps is {eps}; in {attack.norm!r} it is a number of {counted}, "
+            "0 or at least 1 is needed."
+        )
     if not (eps <= np.finfo(np.float32).max).all():
         raise ValueError(f"eps is {eps}; the budget of {name} must be finite, as a float32.")
     return np.broadcast_to(eps.astype(np.float32), (number,)).copy()

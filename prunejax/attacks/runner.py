@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from prunejax import norms
 from prunejax.attacks import programs
 from prunejax.attacks.attack import Attack, as_attacked
-from prunejax.attacks.diagnostics import Diagnostics
+from prunejax.attacks.diagnostics import Diagnostics, Doubt
 from prunejax.attacks.inputs import Inputs
 from prunejax.attacks.inspection import inspect
 from prunejax.attacks.lanes import Lanes
@@ -53,6 +53,10 @@ class AttackResult(NamedTuple):
     def warnings(self) -> list[str]:
         """Reasons to doubt the result, a sentence each."""
         return self.diagnostics.warnings()
+
+    def doubts(self) -> list[Doubt]:
+        """The same, with the numbers by which one of each kind can be chosen."""
+        return self.diagnostics.doubts()
 
 
 def run(

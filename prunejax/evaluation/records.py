@@ -17,16 +17,18 @@ forwards    int32     forward passes that were spent on it at this budget: 0 whe
 backwards   int32     backward passes, as well
 """
 
+import contextlib
 import json
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prunejax import norms
+from prunejax.attacks.diagnostics import Doubt
 
 SCHEMA = pa.schema(
     [
@@ -59,7 +61,7 @@ def table(columns: Mapping[str, object]) -> pa.Table:
 
 
 def write(
-    path: str | pathlib.Path, records: pa.Table, settings: str, warnings: Sequence[str] = ()
+    path: str | pathlib.Path, records: pa.Table, settings: str, doubts: Sequence[Doubt] = ()
 ) -> None:
     """Writes the records; whoever looks sees the old file or the new one, never half of one.
 
@@ -67,13 +69,13 @@ def write(
       path: of the Parquet file.
       records: the table.
       settings: what they were made with, kept in the file for `read`.
-      warnings: reasons to doubt them, kept in the file for `warnings_in`.
+      doubts: reasons to doubt them, kept in the file for `doubts_in` and `warnings_in`.
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(f".{os.getpid()}.tmp")
     try:
-        notes = {"settings": settings, "warnings": json.dumps(list(warnings))}
+        notes = {"settings": settings, "warnings": json.dumps(list(doubts))}
         pq.write_table(records.replace_schema_metadata(notes), unfinished)
         os.replace(unfinished, path)
     finally:
@@ -86,21 +88,49 @@ def read(path: str | pathlib.Path, settings: str | None = None) -> pa.Table | No
     Args:
       path: of the Parquet file.
       settings: what they must have been made with, and all columns be there; anything where None.
+
+    Raises:
+      ValueError: the file is damaged.
     """
     path = pathlib.Path(path)
     if not path.exists():
         return None
-    records = pq.read_table(path)
+    with _named(path):
+        records = pq.read_table(path)
     made_with = (records.schema.metadata or {}).get(b"settings", b"").decode()
     as_asked = settings == made_with and records.schema.equals(SCHEMA)
     return records if settings is None or as_asked else None
 
 
 def warnings_in(path: str | pathlib.Path) -> list[str]:
-    """The reasons to doubt the records of a file; none where there is no file."""
+    """The reasons to doubt the records of a file, a sentence each; none where there is no file.
+
+    Raises:
+      ValueError: the file is damaged.
+    """
+    return [doubt.sentence for doubt in doubts_in(path)]
+
+
+def doubts_in(path: str | pathlib.Path) -> list[Doubt]:
+    """`warnings_in` with the numbers by which one of each kind can be chosen."""
     if not pathlib.Path(path).exists():
         return []
-    return json.loads((pq.read_schema(path).metadata or {}).get(b"warnings", b"[]"))
+    with _named(path):
+        metadata = pq.read_schema(path).metadata or {}
+    written = json.loads(metadata.get(b"warnings", b"[]"))
+    # Older records hold sentences alone.
+    return [Doubt(one, one) if isinstance(one, str) else Doubt(*one) for one in written]
+
+
+@contextlib.contextmanager
+def _named(path: str | pathlib.Path) -> Iterator[None]:
+    """Gives Arrow's errors the name of the file, and a way out."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}). Remove it, and its examples are attacked again."
+        ) from error
 
 
 def read_all(directory: str | pathlib.Path) -> pa.Table:
@@ -108,6 +138,7 @@ def read_all(directory: str | pathlib.Path) -> pa.Table:
 
     Raises:
       FileNotFoundError: there are none.
+      ValueError: one of them is damaged.
     """
     paths = sorted(pathlib.Path(directory).glob("*.parquet"))
     if not paths:

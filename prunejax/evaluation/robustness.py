@@ -16,8 +16,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jax.experimental import multihost_utils
 
-from prunejax import attacks, trees
-from prunejax.attacks import Attack, Cascade
+from prunejax import trees
+from prunejax.attacks import Attack, Cascade, cascade
+from prunejax.attacks.attack import check_integer
+from prunejax.attacks.diagnostics import Doubt, strongest
+from prunejax.attacks.inputs import Inputs, validated
+from prunejax.attacks.lanes import lane_count
 from prunejax.classifier import Classifier
 from prunejax.data import Dataset
 from prunejax.evaluation import records
@@ -26,7 +30,7 @@ Progress = Callable[[str, int, int], None]
 
 # Records are written after as many examples as fill the lanes that often: a run which is stopped
 # loses no more. At the end of each part lanes run empty, so not after every one; and with two, no
-# part has fewer examples than lanes, which would be programs of fewer lanes to compile.
+# part has fewer examples than lanes.
 ROUNDS_A_WRITE = 2
 FOUND = ("success", "distance", "forwards", "backwards")  # of results, by the names of the columns
 
@@ -37,10 +41,14 @@ class Protocol:
 
     Attributes:
       name: of the records file and in tables.
-      attack: the attack.
+      attack: the attack, untargeted: it is given the true classes.
       budgets: increasing, in the attack's norm. A fixed-budget attack runs at each; a minimum-norm
         attack runs once, whatever they are.
       stated: the one budget that tables quote.
+
+    Raises:
+      ValueError: a name that is none of a file, a targeted attack, or budgets that are not finite,
+        not increasing or negative, or not those at which it runs.
     """
 
     name: str
@@ -49,16 +57,36 @@ class Protocol:
     stated: float
 
     def __post_init__(self):
+        if not self.name or pathlib.PurePath(self.name).name != self.name:
+            raise ValueError(f"name is {self.name!r}; it must be one for a file, without folders.")
+        if self.attack.targeted:
+            raise ValueError(
+                f"attack of {self.name!r} is {self.attack}, targeted; accuracy needs one that only "
+                "leaves the true class."
+            )
+        if not all(map(_is_finite, self.budgets)):
+            raise ValueError(f"budgets of {self.name!r} is {self.budgets}; all must be finite.")
         if list(self.budgets) != sorted(set(self.budgets)) or not self.budgets:
             raise ValueError(
                 f"budgets of {self.name!r} is {self.budgets}; increasing ones are needed."
             )
         if min(self.budgets) < 0:
             raise ValueError(f"budgets of {self.name!r} is {self.budgets}; none may be negative.")
+        if not _is_finite(self.stated) or self.stated < 0:
+            raise ValueError(
+                f"stated budget of {self.name!r} is {self.stated}; a finite number >= 0 is needed."
+            )
         if not self.attack.minimum_norm and self.stated not in self.budgets:
             raise ValueError(
                 f"stated budget {self.stated} of {self.name!r} is not in {self.budgets}."
             )
+
+
+def _is_finite(budget: Any) -> bool:
+    """Whether it is a number, finite as float32 too."""
+    number = np.asarray(budget)
+    real = number.ndim == 0 and number.dtype.kind in "iuf"
+    return real and bool(abs(number) <= np.finfo(np.float32).max)
 
 
 def predict(
@@ -74,7 +102,13 @@ def predict(
       images: to classify.
       batch_size: images at a time.
       progress: called with (images done, images in all), first before any.
+
+    Raises:
+      ValueError: no images, or a batch size that is no integer of at least 1.
     """
+    if not len(images):
+        raise ValueError("images is empty; predictions need some.")
+    check_integer("batch_size", batch_size, least=1)
     size = min(batch_size, len(images))
     progress(0, len(images))
     with jax.default_matmul_precision("highest"):
@@ -110,10 +144,14 @@ def evaluate(
     the larger ball, so it is recorded again and not attacked. Where several processes evaluate
     together, each attacks its share; the folder must be one that all of them see.
 
+    What is there already is kept if data, attack, seed, the variables and the predictions of the
+    network are the same. Of a function that holds its weights itself, without variables, that says
+    too little: its records are made anew each time.
+
     Args:
       classifier: under attack.
       dataset: the attacked examples, the same for every classifier compared.
-      protocols: which attacks.
+      protocols: which attacks, each with a name of its own.
       directory: one Parquet file an attack, written every 2 `batch_size` examples or sooner.
       seed: of the attacks' random numbers.
       batch_size: examples under attack at a time.
@@ -122,64 +160,90 @@ def evaluate(
 
     Returns:
       All records of the protocols.
+
+    Raises:
+      ValueError: two protocols of one name, what `attacks.run` refuses, or damaged records.
     """
+    names = [protocol.name for protocol in protocols]
+    if len(set(names)) < len(names):
+        raise ValueError(f"protocols has the names {names}; each may appear once.")
     images = dataset.images.astype(np.float32) / 255
+    runs = [
+        _runs(protocol, classifier, images, dataset.labels, seed, batch_size)
+        for protocol in protocols
+    ]
     predictions = predict(classifier, images, progress=functools.partial(progress, "predictions"))
     tables = []
-    for protocol in protocols:
+    for protocol, run in zip(protocols, runs, strict=True):
         path = pathlib.Path(directory) / f"{protocol.name}.parquet"
-        settings = _settings(classifier, dataset, protocol.attack, seed)
-        done = records.read(path, settings)
-        warnings = [] if done is None else records.warnings_in(path)
+        settings = _settings(classifier, dataset, protocol.attack, seed, predictions)
+        identified = bool(jax.tree.leaves(classifier.variables))
+        done = records.read(path, settings) if identified else None
+        doubts = [] if done is None else records.doubts_in(path)
         done = records.SCHEMA.empty_table() if done is None else done.replace_schema_metadata()
-        names = dict(enumerate(name for name, _ in _members(protocol.attack)))
+        members = dict(enumerate(name for name, _ in _members(protocol.attack)))
 
-        def add(rows, path=path, settings=settings, warnings=warnings):
-            nonlocal done
-            done = pa.concat_tables([done, rows])
+        def add(rows, new=(), path=path, settings=settings, attack=protocol.attack):
+            nonlocal done, doubts
+            done = _replaced(done, rows)
+            doubts = strongest([*doubts, *new, *_masked(done, attack, len(images))])
             if len(rows) and jax.process_index() == 0:
-                records.write(path, done, settings, warnings)
+                records.write(path, done, settings, doubts)
 
-        budgets = _budgets(protocol)
-        for number, budget in enumerate(budgets):
+        for number, (budget, given) in enumerate(run):
             add(_fallen(done, budget))
             missing = np.setdiff1d(np.arange(len(images)), at_budget(done, budget)["index"])
             for part in _parts(missing, batch_size):
                 before = number * len(images) + len(at_budget(done, budget))
 
-                def report(examples, _, name=protocol.name, before=before, budgets=budgets):
-                    progress(name, before + examples, len(budgets) * len(images))
+                def report(examples, _, name=protocol.name, before=before, run=run):
+                    progress(name, before + examples, len(run) * len(images))
 
                 report(0, None)  # while the attack is compiled
-                found = _attack_together(
-                    protocol.attack,
-                    classifier,
-                    images,
-                    dataset.labels,
-                    part,
-                    key=jax.random.key(seed),
-                    eps=budget,
-                    batch_size=batch_size,
-                    progress=report,
+                found = _attack_together(protocol.attack, classifier, given.of(part), report)
+                rows = records.table(
+                    {
+                        "index": part,
+                        "label": dataset.labels[part],
+                        "prediction": predictions[part],
+                        "attack": protocol.name,
+                        "norm": protocol.attack.norm,
+                        "budget": budget,
+                        "member": [members.get(number) for number in found["by"]],
+                        **found["sizes"],
+                        **{name: found[name] for name in FOUND},
+                    }
                 )
-                warnings += [each for each in found.pop("warnings") if each not in warnings]
-                add(
-                    records.table(
-                        {
-                            "index": part,
-                            "label": dataset.labels[part],
-                            "prediction": predictions[part],
-                            "attack": protocol.name,
-                            "norm": protocol.attack.norm,
-                            "budget": budget,
-                            "member": [names.get(number) for number in found["by"]],
-                            **found["sizes"],
-                            **{name: found[name] for name in FOUND},
-                        }
-                    )
-                )
+                add(rows, found["doubts"])
+        for budget in done["budget"].unique().drop_null().to_pylist():
+            add(_fallen(done, budget))  # also those of earlier calls
         tables.append(done)
     return pa.concat_tables(tables)
+
+
+def _runs(
+    protocol: Protocol,
+    classifier: Classifier,
+    images: np.ndarray,
+    labels: np.ndarray,
+    seed: int,
+    batch_size: int,
+) -> list[tuple[float | None, Inputs]]:
+    """Budgets, and what is attacked at each: in lanes as for all examples, however many are left.
+
+    Other lanes would be other programs, to be compiled when few survive.
+    """
+    key = jax.random.key(seed)
+    share = -(-len(images) // jax.process_count())
+
+    def given(budget: float | None) -> Inputs:
+        whole = validated(
+            protocol.attack, classifier, images, labels,
+            key=key, eps=budget, batch_size=batch_size,
+        )  # fmt: skip
+        return whole._replace(width=lane_count(share, batch_size, whole.mesh.size))
+
+    return [(budget, given(budget)) for budget in _budgets(protocol)]
 
 
 def _budgets(protocol: Protocol) -> Sequence[float | None]:
@@ -200,33 +264,45 @@ def _parts(indices: np.ndarray, batch_size: int) -> list[np.ndarray]:
     return np.array_split(indices, -(-len(indices) // most)) if len(indices) else []
 
 
-def _attack_together(attack, classifier, images, labels, indices, **options) -> dict:
+def _attack_together(
+    attack: Attack | Cascade,
+    classifier: Classifier,
+    given: Inputs,
+    progress: Callable[[int, int], None],
+) -> dict[str, Any]:
     """Attacks these examples; of several processes each does a share, and all get the whole."""
-    processes = jax.process_count()
-    share = -(-len(indices) // processes)
-    padded = np.resize(indices, share * processes)  # shares of one size: some are done twice
-    mine = padded.reshape(processes, share)[jax.process_index()]
-    result = attacks.run(attack, classifier, images[mine], labels[mine], indices=mine, **options)
+    number, processes = len(given.images), jax.process_count()
+    share = -(-number // processes)
+    # Shares of one size: some are done twice.
+    padded = np.resize(np.arange(number), (processes, share))
+    result = cascade.run_on(attack, classifier, given.of(padded[jax.process_index()]), progress)
     found = {name: getattr(result, name) for name in (*FOUND, "sizes")}
     found["by"] = result.by if isinstance(attack, Cascade) else np.full(share, -1)
     if processes > 1:
         found = jax.tree.map(np.ravel, multihost_utils.process_allgather(found))
-    found = jax.tree.map(lambda part: part[: len(indices)], found)
-    return found | {"warnings": _of_all_processes(result.warnings())}
+    found = jax.tree.map(lambda part: part[:number], found)
+    return found | {"doubts": _of_all_processes(result.doubts())}
 
 
 def _members(attack: Attack | Cascade) -> Sequence[tuple[str, Attack]]:
     return attack.members if isinstance(attack, Cascade) else ()
 
 
-def _of_all_processes(sentences: list[str]) -> list[str]:
-    """Those of all processes, each once."""
-    text = np.frombuffer(json.dumps(sentences).encode(), np.uint8)
+def _masked(done: pa.Table, attack: Attack | Cascade, examples: int) -> list[Doubt]:
+    """`cascade.masked` of the whole evaluation, as far as it is recorded."""
+    names = attack.after_gradients if isinstance(attack, Cascade) else ()
+    fell = done.filter(pc.is_in(done["member"], pa.array(names, pa.string())))
+    return cascade.masked(np.isin(np.arange(examples), fell["index"].to_numpy()))
+
+
+def _of_all_processes(doubts: list[Doubt]) -> list[Doubt]:
+    """Those of all processes, one of each kind."""
+    text = np.frombuffer(json.dumps(doubts).encode(), np.uint8)
     longest = np.max(multihost_utils.process_allgather(np.int32(len(text))))
     # What is gathered has one shape; blanks after JSON mean nothing.
     padded = np.pad(text, (0, longest - len(text)), constant_values=ord(" "))
     texts = multihost_utils.process_allgather(padded).reshape(-1, longest)
-    return list(dict.fromkeys(one for text in texts for one in json.loads(text.tobytes())))
+    return strongest(Doubt(*one) for text in texts for one in json.loads(text.tobytes()))
 
 
 def at_budget(table: pa.Table, budget: float | None) -> pa.Table:
@@ -278,8 +354,10 @@ def robust_accuracy(table: pa.Table, budget: float) -> float:
       budget: for a minimum-norm attack any; otherwise one that it was run at.
 
     Raises:
-      ValueError: a fixed-budget attack that was not run at this budget.
+      ValueError: no finite budget of at least 0, or a fixed-budget attack that was not run at it.
     """
+    if not _is_finite(budget) or budget < 0:
+        raise ValueError(f"budget is {budget}; a finite number >= 0 is needed.")
     minimum_norm = at_budget(table, None)
     if len(minimum_norm):
         return float(np.mean(minimum_norm["distance"].to_numpy() > budget))
@@ -291,27 +369,51 @@ def robust_accuracy(table: pa.Table, budget: float) -> float:
 
 
 def _fallen(done: pa.Table, budget: float | None) -> pa.Table:
-    """Records at `budget` that follow from smaller ones: of the smallest at which each one fell."""
+    """Records at `budget` that follow from smaller ones: of the smallest at which each one fell.
+
+    Not of those that have fallen at `budget` by themselves. An evaluation at further budgets finds
+    failures there that no longer are.
+    """
     if budget is None:
         return records.SCHEMA.empty_table()
     smaller = pc.less(done["budget"], pa.scalar(budget, pa.float32()))
     fell = done.filter(pc.and_(smaller, done["success"])).sort_by([("budget", "ascending")])
     _, first = np.unique(fell["index"].to_numpy(), return_index=True)
     fell = fell.take(pa.array(first))
-    fell = fell.filter(pc.invert(pc.is_in(fell["index"], at_budget(done, budget)["index"])))
+    here = at_budget(done, budget)
+    here = here.filter(here["success"])
+    fell = fell.filter(pc.invert(pc.is_in(fell["index"], here["index"])))
     spent = {"forwards": 0, "backwards": 0}
     return records.table(fell.to_pydict() | {"budget": budget} | spent)
 
 
-def _settings(classifier: Classifier, dataset: Dataset, attack: Attack | Cascade, seed: int) -> str:
+def _replaced(done: pa.Table, rows: pa.Table) -> pa.Table:
+    """The records with these, all of one budget, in the place of those of the same examples."""
+    if not len(rows):
+        return done
+    here = pc.fill_null(pc.equal(done["budget"], rows["budget"][0]), False)
+    same = pc.and_(here, pc.is_in(done["index"], rows["index"]))
+    return pa.concat_tables([done.filter(pc.invert(same)), rows])
+
+
+def _settings(
+    classifier: Classifier,
+    dataset: Dataset,
+    attack: Attack | Cascade,
+    seed: int,
+    predictions: np.ndarray,
+) -> str:
     """What a record depends on, as JSON."""
-    # A function's address says nothing of what it does, and is another one in each process.
-    network = re.sub(r" at 0x[0-9a-f]+", "", repr(classifier.apply_fn))
+    # A function's address says nothing of what it does, and is another one in each process. Nor
+    # does its name: two functions of one name are told apart by what they predict.
+    described = repr(classifier.apply_fn)
+    network = re.sub(r" at 0x[0-9a-f]+", "", described)
     return json.dumps(
         {
             "attack": repr(attack),
             "data": [dataset.name, dataset.split, _digest((dataset.images, dataset.labels))],
             "network": hashlib.sha256(network.encode()).hexdigest(),
+            "predictions": "" if network == described else _digest(predictions),
             "seed": seed,
             "weights": _digest(classifier.variables),
         },
@@ -320,9 +422,11 @@ def _settings(classifier: Classifier, dataset: Dataset, attack: Attack | Cascade
 
 
 def _digest(tree: Any) -> str:
-    """Of all leaves of a tree: their paths, types, shapes and numbers."""
+    """Of all leaves of a tree: their paths, types, shapes and bits."""
     digest = hashlib.sha256()
     for path, leaf in trees.flatten(tree).items():
+        if jnp.issubdtype(getattr(leaf, "dtype", type(leaf)), jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
         leaf = np.asarray(leaf)
         digest.update(f"{path} {leaf.dtype} {leaf.shape} ".encode())
         digest.update(leaf.tobytes())

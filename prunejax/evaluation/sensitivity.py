@@ -45,14 +45,15 @@ def accuracy_under(
       `params -> accuracy` in [0, 1].
 
     Raises:
-      ValueError: no images, labels of another number, a targeted attack, or a negative budget.
+      ValueError: no images, labels of another number, a targeted attack, or a budget that is
+        negative or infinite.
     """
     if not len(images):
         raise ValueError("images is empty; an accuracy needs some.")
     if len(labels) != len(images):
         raise ValueError(f"labels has {len(labels)} entries for {len(images)} images.")
-    if not eps >= 0:
-        raise ValueError(f"eps is {eps}; a budget of at least 0 is needed.")
+    if not 0 <= eps < np.inf:
+        raise ValueError(f"eps is {eps}; a finite budget of at least 0 is needed.")
     if getattr(attack, "targeted", False):
         raise ValueError("attack is targeted; accuracy needs one that only leaves the true class.")
 

@@ -172,6 +172,57 @@ def test_masked_gradients_are_noticed():
         assert any("gradients may be masked" in warning for warning in each.warnings())
 
 
+def _masked_below(_, images):
+    """Class 1 above 0.5; the gradient lies below 0.47."""
+    x, lying = images[:, 0, 0, 0], _masked(None, images)
+    honest = jnp.stack([jnp.full_like(x, 0.5), x], axis=1)
+    return jnp.where(x[:, None] < 0.47, lying, honest)
+
+
+@pytest.mark.parametrize(("number", "said"), [(1, []), (3, ["3 of 1000 examples fell to"])])
+def test_gradients_are_doubted_for_a_share_of_all_examples(number, said):
+    """At 0.1 alone as after 0.02, where the honest ones fall and few are left."""
+    images = np.where(np.arange(1000) < number, 0.45, 0.49).astype(np.float32)
+    members = (("fgsm", attacks.FGSM()), ("square", attacks.Square(steps=30)))
+    cascade = attacks.Cascade(norm="linf", members=members)
+    some = Classifier(None, _masked_below), images.reshape(-1, 1, 1, 1), np.zeros(1000, int)
+    results = [attacks.run(cascade, *some, key=KEY, eps=0.1)]
+    results.append(attacks.robust_accuracies(cascade, *some, [0.02, 0.1], key=KEY))
+    np.testing.assert_allclose(results[1].accuracies, [number / 1000, 0])
+    results.append(attacks.smallest_budget(cascade, *some, upper=0.1, key=KEY, halvings=2))
+    for result in results:
+        assert [warning[:26] for warning in result.warnings()] == said
+
+
+def test_a_doubt_of_many_runs_is_said_once_for_the_most_examples():
+    """Two of four images have no gradient, then two of the three that are left."""
+    images = np.array([[0.1], [0.2], [0.4], [0.48]], np.float32)
+    network = Classifier(None, lambda _, x: _threshold(None, jnp.maximum(x, 0.3)))
+    some = network, images, np.zeros(4, int)
+    curve = attacks.robust_accuracies(attacks.FGSM(), *some, [0.05, 0.07], key=KEY)
+    np.testing.assert_array_equal(curve.accuracies, [0.75, 0.75])
+    nearest = attacks.smallest_budget(attacks.FGSM(), *some, upper=0.05, halvings=2, key=KEY)
+    for result in (curve, nearest):
+        (warning,) = result.warnings()
+        assert warning.startswith("2 of 4 images have a zero gradient")
+
+
+def test_counts_are_halved_until_they_are_neighbours():
+    """One feature of 3,072 is enough; ten halvings would leave three."""
+    weights = np.full(3072, 1e-3, np.float32)
+    weights[0] = 1.0
+
+    def network(weights, images):
+        score = (images - 0.4) @ weights - 0.1
+        return jnp.stack([jnp.zeros_like(score), score], axis=1)
+
+    result = attacks.smallest_budget(
+        attacks.FGSM(norm="l0"), Classifier(weights, network), np.full((1, 3072), 0.4, np.float32),
+        np.zeros(1, int), upper=3072, key=KEY, batch_size=2,
+    )  # fmt: skip
+    assert result.distance == 1
+
+
 @pytest.mark.parametrize(
     ("norm", "attack"),
     [
@@ -324,9 +375,14 @@ def test_wrong_arguments_are_named(relu_network):
         attacks.run(cascade, *some, key=KEY)
     with pytest.raises(ValueError, match="finds the smallest budget by itself"):
         attacks.smallest_budget(attacks.DDN(), *some, upper=1.0, key=KEY)
-    for budgets in ([0.2, 0.1], [0.1, 0.1], [-0.1, 0.1], [np.nan], [], 0.1, ["a"], [0.1j]):
+    falling = np.array([5, 3], np.uint8)  # whose difference is 254
+    for budgets in ([0.2, 0.1], [0.1, 0.1], [-0.1, 0.1], [], 0.1, ["a"], [0.1j], falling):
         with pytest.raises(ValueError, match="budgets is"):
             attacks.robust_accuracies(attacks.FGSM(), *some, budgets, key=KEY)
+    for budgets in ([np.nan], [0.1, np.inf], [0.1, 1e39]):
+        for attack in (attacks.FGSM(), attacks.DDN()):
+            with pytest.raises(ValueError, match="increasing finite numbers >= 0"):
+                attacks.robust_accuracies(attack, *some, budgets, key=KEY)
     for halvings in (0, 2.5, True):
         with pytest.raises(ValueError, match=f"halvings is {halvings}"):
             attacks.smallest_budget(attacks.FGSM(), *some, upper=1.0, key=KEY, halvings=halvings)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from prunejax import attacks
+from prunejax.attacks.diagnostics import Doubt, strongest
 from prunejax.classifier import Classifier
 from prunejax.evaluation import predict
 
@@ -44,7 +45,14 @@ def test_zero_gradients_are_counted_among_all_images(batch_size):
     """The first half has none; 6 lanes see the images 0 to 3 once more, as padding."""
     found = diagnostics(flat_above_a_half, batch_size=batch_size)
     assert found.zero_gradient == 0.5
-    assert "50.0% of the images have a zero gradient" in found.warnings()[0]
+    assert found.warnings()[0].startswith("4 of 8 images have a zero gradient")
+
+
+def test_of_one_kind_the_doubt_of_the_largest_number_is_kept():
+    few, many, other = Doubt("a", "2 of 2", 2), Doubt("a", "3 of 9", 3), Doubt("b", "Else.")
+    for doubts in ([few, other, many], [many, few, other, few]):
+        assert strongest(doubts) == [many, other]
+    assert strongest([few, many.by("x")]) == [few, Doubt("x: a", "x: 3 of 9", 3)]
 
 
 def saturated(_, images):

@@ -161,6 +161,29 @@ def test_a_network_that_draws_anew_at_each_pass_confirms_by_chance_and_says_so()
     assert any("needs expectation over its randomness" in each for each in result.warnings())
 
 
+def test_a_softmax_at_the_end_is_noticed():
+    """As behind a `Classifier`; of probabilities the mean is taken as they are."""
+
+    def probabilities(weights, images, key):
+        return jax.nn.softmax(noisy(weights, images, key))
+
+    some = np.full((4, 3), 0.5, np.float32), np.full(4, 1)
+    options = {"key": jax.random.key(0), "eps": 0.1}
+    for network, said in ((probabilities, 1), (noisy, 0)):
+        classifier = attacks.expectation(network, WEIGHTS, samples=3)
+        warnings = attacks.run(attacks.FGSM(), classifier, *some, **options).warnings()
+        assert ["look like probabilities" in warning for warning in warnings] == [True] * said
+
+
+def test_the_default_kind_of_keys_changes_nothing():
+    """Keys that draw from the first of a batch would mix up the images."""
+    images = np.random.default_rng(0).uniform(size=(4, 3)).astype(np.float32)
+    classifier = attacks.expectation(noisy, WEIGHTS, samples=2)
+    with jax.default_prng_impl("rbg"):
+        found = classifier(images)
+    np.testing.assert_allclose(found, classifier(images), rtol=1e-6)
+
+
 @pytest.mark.parametrize("samples", [0, 2.5, True])
 def test_a_number_of_draws_that_is_none(samples):
     with pytest.raises(ValueError, match=f"samples is {samples}; an integer of at least 1"):

@@ -289,3 +289,36 @@ def test_sizes_are_in_every_norm(relu_network):
     expected = {"linf": 0.5, "l2": 0.5 * np.sqrt(3), "l1": 1.5, "l0": 3, "l0_pixels": 1}
     for norm, size in result.sizes.items():
         np.testing.assert_allclose(size, [expected[norm], 0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["rbg", "unsafe_rbg"])
+def test_keys_of_which_a_batch_draws_from_the_first_alone_draw_each_for_itself(kind):
+    network = Classifier(None, lambda _, x: jnp.stack([0 * x[:, 0], x.sum(1) - 3.01], axis=1))
+    images, labels, indices = np.full((8, 6), 0.5, np.float32), np.zeros(8, int), np.arange(8)
+    attack = attacks.PGD(norm="l2", steps=1)
+    key = jax.random.key(3, impl=kind)
+    some, turned, usual = (
+        attacks.run(attack, network, images, labels, key=key, eps=1.0, indices=indices)
+        for key, indices in ((key, indices), (key, indices[::-1]), (jax.random.key(3), indices))
+    )
+    assert len(np.unique(some.images, axis=0)) == 8
+    np.testing.assert_array_equal(some.images, turned.images[::-1])
+    np.testing.assert_array_equal(some.images, usual.images)
+
+
+def test_an_example_without_a_start_stops_nobody_who_has_one():
+    """All noise is of class 0: a start for the image of class 1, none for that of class 0."""
+
+    def logits(_, images):  # class 1 in a ball around 0.95, with a radius of 0.04 in each entry
+        score = 0.04**2 - jnp.mean((images - 0.95) ** 2, axis=1)
+        return jnp.stack([jnp.zeros_like(score), score], axis=1)
+
+    images = np.stack([np.full(64, 0.4, np.float32), np.full(64, 0.94, np.float32)])
+    attack = attacks.BrendelBethge(norm="l2", steps=50)
+    labels = np.arange(2)
+    result = attacks.run(attack, Classifier(None, logits), images, labels, key=KEY, batch_size=2)
+    assert np.array_equal(result.success, [False, True])
+    assert np.array_equal(result.images[0], images[0])
+    assert result.forwards[0] == 50 + 10 + 1
+    # Radially outwards, all 64 entries alike.
+    np.testing.assert_allclose(result.distance, [np.inf, 0.03 * 8], rtol=1e-2)

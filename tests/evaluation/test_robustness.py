@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import dataclasses
+import json
 import threading
 
 import jax
@@ -12,6 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from prunejax import attacks, models
+from prunejax.attacks import cascade
+from prunejax.attacks.diagnostics import Doubt
 from prunejax.attacks.lanes import lane_count
 from prunejax.classifier import Classifier, Network
 from prunejax.data import Dataset
@@ -19,10 +22,12 @@ from prunejax.evaluation import (
     Protocol,
     evaluate,
     is_complete,
+    predict,
     records,
     robust_accuracy,
     robustness,
 )
+from prunejax.norms import NORMS
 
 BUDGETS = (0.05, 0.1, 0.2)
 PROTOCOLS = [
@@ -31,13 +36,13 @@ PROTOCOLS = [
 ]
 
 
-def _threshold(_, images):
-    """Class 1 from 0.5 on."""
+def _threshold(threshold, images):
+    """Class 1 from the threshold on."""
     x = images[:, 0, 0, 0]
-    return jnp.stack([jnp.full_like(x, 0.5), x], axis=1)
+    return jnp.stack([jnp.full_like(x, threshold), x], axis=1)
 
 
-CLASSIFIER = Classifier(None, _threshold)
+CLASSIFIER = Classifier(np.float32(0.5), _threshold)
 IMAGES = np.arange(0, 250, 10, dtype=np.uint8).reshape(-1, 1, 1, 1)
 DATASET = Dataset(IMAGES, np.zeros(len(IMAGES), np.int32), ("low", "high"), "steps", "test")
 
@@ -70,16 +75,16 @@ def test_accuracies_are_those_of_the_threshold(tmp_path):
 
 def test_an_evaluation_stopped_anywhere_goes_on_where_it_was(tmp_path, monkeypatch):
     whole = evaluate(CLASSIFIER, DATASET, PROTOCOLS, tmp_path / "whole", batch_size=4)
-    run, attacked = attacks.run, []
+    run, attacked = cascade.run_on, []
 
-    def stops_at_every_third_call(attack, classifier, images, labels, **options):
+    def stops_at_every_third_call(attack, classifier, given, progress):
         if len(attacked) % 3 == 2:
             attacked.append(None)
             raise KeyboardInterrupt
-        attacked.append((attack, options["eps"], tuple(options["indices"])))
-        return run(attack, classifier, images, labels, **options)
+        attacked.append((attack, *set(given.eps), tuple(given.indices)))
+        return run(attack, classifier, given, progress)
 
-    monkeypatch.setattr(attacks, "run", stops_at_every_third_call)
+    monkeypatch.setattr(cascade, "run_on", stops_at_every_third_call)
     for _ in range(50):
         try:
             table = evaluate(CLASSIFIER, DATASET, PROTOCOLS, tmp_path / "parts", batch_size=4)
@@ -95,8 +100,8 @@ def test_an_evaluation_stopped_anywhere_goes_on_where_it_was(tmp_path, monkeypat
 
 def test_records_of_a_cascade_say_which_member_found_what_and_at_which_cost(tmp_path):
     half = attacks.PGD(steps=1, relative_step=0.5, random_start=False)
-    cascade = attacks.Cascade(norm="linf", members=(("half", half), ("fgsm", attacks.FGSM())))
-    protocol = Protocol("both", cascade, BUDGETS[:2], 0.1)
+    both = attacks.Cascade(norm="linf", members=(("half", half), ("fgsm", attacks.FGSM())))
+    protocol = Protocol("both", both, BUDGETS[:2], 0.1)
     table = evaluate(CLASSIFIER, DATASET, [protocol], tmp_path, batch_size=8)
     rows = _rows(table).to_pylist()
     x = IMAGES.ravel() / 255
@@ -131,7 +136,7 @@ def test_records_that_lack_a_column_are_made_again_and_read_beside_new_ones(tmp_
 
 
 @pytest.mark.parametrize("processes", [1, 3])
-def test_what_is_written_at_once_is_little_and_needs_no_other_lanes(processes, monkeypatch):
+def test_what_is_written_at_once_is_little_and_fills_the_lanes(processes, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: processes)
 
     def lanes(examples):
@@ -171,7 +176,8 @@ def test_all_processes_know_the_warnings_of_each(first, second, together, monkey
 
     def process(number, sentences):
         own.process = number
-        return robustness._of_all_processes(sentences)
+        found = robustness._of_all_processes([Doubt(sentence, sentence) for sentence in sentences])
+        return [doubt.sentence for doubt in found]
 
     monkeypatch.setattr(robustness.multihost_utils, "process_allgather", process_allgather)
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
@@ -188,10 +194,10 @@ def test_records_of_something_else_are_not_taken_for_these(tmp_path, monkeypatch
     class AttackedError(Exception):
         pass
 
-    def attacked(*_, **__):
+    def attacked(*_):
         raise AttackedError
 
-    monkeypatch.setattr(attacks, "run", attacked)
+    monkeypatch.setattr(cascade, "run_on", attacked)
     evaluate(*before, PROTOCOLS[:1], tmp_path, batch_size=8)
     larger = jax.tree.map(lambda leaf: leaf + 1, variables)
     for after in (
@@ -206,10 +212,10 @@ def test_records_of_something_else_are_not_taken_for_these(tmp_path, monkeypatch
 
 
 def test_reasons_to_doubt_are_kept_with_the_records(tmp_path):
-    def probabilities(_, images):
-        return jax.nn.softmax(_threshold(None, images))
+    def probabilities(threshold, images):
+        return jax.nn.softmax(_threshold(threshold, images))
 
-    classifier, path = Classifier(None, probabilities), tmp_path / "pgd.parquet"
+    classifier, path = Classifier(np.float32(0.5), probabilities), tmp_path / "pgd.parquet"
     assert records.warnings_in(path) == []
     for _ in range(2):  # the second time nothing is attacked
         evaluate(classifier, DATASET, PROTOCOLS[:1], tmp_path, batch_size=8)
@@ -222,3 +228,229 @@ def test_incomplete_records_are_known_as_such(tmp_path):
     table = evaluate(CLASSIFIER, DATASET, [pgd], tmp_path, batch_size=8)
     assert not is_complete(table.slice(0, len(table) - 1), pgd, len(DATASET))
     assert not is_complete(table, pgd, len(DATASET) + 1)
+
+
+def _one(value):
+    """A data set of one grey image, of class 0."""
+    image = np.full((1, 1, 1, 1), value, np.uint8)
+    return Dataset(image, np.zeros(1, np.int32), ("low", "high"), "one", "test")
+
+
+def _fgsm(*budgets):
+    return [Protocol("fgsm", attacks.FGSM(), budgets, budgets[-1])]
+
+
+@pytest.mark.parametrize(
+    ("variables", "thresholds"), [(None, (0.9, 0.6)), (np.float32(0), (0.9, 0.3))]
+)
+def test_two_functions_of_one_name_are_not_taken_for_each_other(variables, thresholds, tmp_path):
+    """The first two predict alike and have no variables, the others have the same."""
+
+    def robust(threshold):
+        classifier = Classifier(variables, lambda _, images: _threshold(threshold, images))
+        return robust_accuracy(evaluate(classifier, _one(128), _fgsm(0.2), tmp_path), 0.2)
+
+    assert [robust(threshold) for threshold in thresholds] == [1, 0]
+
+
+def _sawtooth(threshold, images):
+    """Class 1 only up to a tenth above the threshold, though its logit rises on either side."""
+    x = images[:, 0, 0, 0]
+    score = jnp.where(x < threshold + 0.1, x - threshold, x - threshold - 0.7)
+    return jnp.stack([jnp.zeros_like(x), score], axis=1)
+
+
+@pytest.mark.parametrize("later", [(0.15, 0.3), (0.15,)])
+def test_what_falls_at_a_budget_that_comes_later_has_fallen_at_the_larger_ones(later, tmp_path):
+    """One step from 0.4 ends in class 1 with a budget of 0.15, beyond it with 0.3."""
+    some = Classifier(np.float32(0.5), _sawtooth), _one(102)
+    first = evaluate(*some, _fgsm(0.3), tmp_path / "twice")
+    assert robust_accuracy(first, 0.3) == 1
+    twice = evaluate(*some, _fgsm(*later), tmp_path / "twice")
+    assert _rows(twice).equals(_rows(evaluate(*some, _fgsm(0.15, 0.3), tmp_path / "once")))
+    assert [robust_accuracy(twice, budget) for budget in (0.15, 0.3)] == [0, 0]
+
+
+TARGETED = attacks.FGSM(targeted=True)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"attack": TARGETED}, r"attack of 'some' is FGSM\(.*, targeted; accuracy needs"),
+        (
+            {"attack": attacks.Cascade(norm="linf", members=(("fgsm", TARGETED),))},
+            "attack of 'some' is Cascade.*, targeted",
+        ),
+        ({"name": "l2/pgd"}, "name is 'l2/pgd'; .* without folders"),
+        ({"name": ""}, "name is ''"),
+        ({"budgets": (np.nan,)}, r"budgets of 'some' is \(nan,\); all must be finite"),
+        ({"budgets": (0.1, np.inf)}, r"budgets of 'some' is \(0.1, inf\); all must be finite"),
+        ({"budgets": (0.1, 1e39)}, "all must be finite"),
+        ({"budgets": (0.2, 0.1)}, "increasing"),
+        ({"stated": np.nan}, "stated budget of 'some' is nan; a finite number >= 0"),
+        ({"stated": None}, "stated budget of 'some' is None"),
+        ({"stated": -1}, "stated budget of 'some' is -1"),
+    ],
+)
+@pytest.mark.parametrize("attack", [attacks.FGSM(), attacks.DeepFool()])
+def test_protocols_that_are_none(attack, wrong, message):
+    right = {"name": "some", "attack": attack, "budgets": (0.1,), "stated": 0.1}
+    Protocol(**right)
+    with pytest.raises(ValueError, match=message):
+        Protocol(**(right | wrong))
+
+
+@pytest.mark.parametrize("budget", [np.inf, np.nan, -1, None])
+def test_a_budget_at_which_there_is_no_accuracy(budget):
+    columns = {"index": [0], "label": 0, "prediction": 0, "attack": "a", "norm": "l2"}
+    columns |= {"budget": None, "success": False, "distance": np.inf, "member": None}
+    passes = {"forwards": 1, "backwards": 1} | dict.fromkeys(NORMS, 0.0)
+    table = records.table(columns | passes)
+    assert robust_accuracy(table, np.float32(1e38)) == 1
+    with pytest.raises(ValueError, match=f"budget is {budget}; a finite number >= 0 is needed"):
+        robust_accuracy(table, budget)
+
+
+def test_protocols_of_one_name_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"protocols has the names \['fgsm', 'fgsm'\]; each"):
+        evaluate(CLASSIFIER, DATASET, 2 * _fgsm(0.1), tmp_path)
+
+
+class CountingThreshold:
+    """Notes the batch shapes with which it is traced."""
+
+    def __init__(self):
+        self.traced = []
+
+    def __call__(self, threshold, images):
+        self.traced.append(images.shape)
+        return _threshold(threshold, images)
+
+
+def test_other_numbers_of_survivors_compile_nothing(tmp_path):
+    """In the 64 lanes of the first run, though 32 would do for what it leaves."""
+    network = CountingThreshold()
+    images = np.arange(70, dtype=np.uint8).reshape(-1, 1, 1, 1)
+    dataset = Dataset(images, np.zeros(70, np.int32), ("low", "high"), "grey", "test")
+    some, first = (Classifier(np.float32(69.5 / 255), network), dataset), 40 / 255
+    evaluate(*some, _fgsm(first), tmp_path, batch_size=64)
+    assert any(shape[0] >= 32 for shape in network.traced)
+    before = len(network.traced)
+    table = evaluate(*some, _fgsm(first, 50 / 255), tmp_path, batch_size=64)
+    assert not network.traced[before:]
+    accuracies = [robust_accuracy(table, budget) for budget in (first, 50 / 255)]
+    np.testing.assert_allclose(accuracies, [30 / 70, 20 / 70])
+
+
+def test_the_default_kind_of_keys_changes_nothing(tmp_path):
+    protocols = [Protocol("pgd", attacks.PGD(steps=1, relative_step=1e-3), (0.2,), 0.2)]
+    expected = evaluate(CLASSIFIER, DATASET, protocols, tmp_path / "threefry", batch_size=8)
+    with jax.default_prng_impl("rbg"):
+        found = evaluate(CLASSIFIER, DATASET, protocols, tmp_path / "rbg", batch_size=8)
+    assert 0.0 < robust_accuracy(found, 0.2) < 1.0
+    assert _rows(found).equals(_rows(expected))
+
+
+def _masked(threshold, images):
+    """Class 1 from the threshold on; below 0.47 the gradient points the wrong way."""
+    x = images[:, 0, 0, 0]
+    honest, lying = x, jax.lax.stop_gradient(2 * x) - x
+    return jnp.stack([jnp.full_like(x, threshold), jnp.where(x < 0.47, lying, honest)], axis=1)
+
+
+@pytest.mark.parametrize("budgets", [(0.1,), (0.02, 0.1)])
+@pytest.mark.parametrize("number", [1, 3])
+def test_what_gradients_miss_is_counted_among_all_examples(number, budgets, tmp_path):
+    """Not in a part, nor among the few that 0.02 leaves: three of a thousand are many, one is not.
+
+    At 0.02 the others fall, which are near 0.5.
+    """
+    images = np.full((1000, 1, 1, 1), 125, np.uint8)
+    images[np.arange(number) * 300] = 115
+    dataset = Dataset(images, np.zeros(1000, np.int32), ("low", "high"), "grey", "test")
+    members = (("fgsm", attacks.FGSM()), ("square", attacks.Square(steps=30)))
+    both = Protocol("both", attacks.Cascade(norm="linf", members=members), budgets, 0.1)
+    classifier = Classifier(np.float32(0.5), _masked)
+    for _ in range(2):  # the second time nothing is attacked
+        table = evaluate(classifier, dataset, [both], tmp_path, batch_size=128)
+        left = [number / 1000, 0][-len(budgets) :]
+        np.testing.assert_allclose([robust_accuracy(table, budget) for budget in budgets], left)
+        warnings = records.warnings_in(tmp_path / "both.parquet")
+        said = ["3 of 1000 examples fell to an attack without gradients"] if number == 3 else []
+        assert [warning.split(" after")[0] for warning in warnings] == said
+
+
+def test_a_doubt_of_many_runs_is_said_once(tmp_path):
+    """The gradient is 0 below a threshold: for 4 images of the first part, 8 of the second."""
+
+    def flat(threshold, images):
+        return _threshold(0.5, jnp.maximum(images, threshold))
+
+    images = np.full((32, 1, 1, 1), 100, np.uint8)
+    images[12:24] = 10
+    dataset = Dataset(images, np.zeros(32, np.int32), ("low", "high"), "grey", "test")
+    classifier = Classifier(np.float32(0.1), flat)
+    evaluate(classifier, dataset, _fgsm(0.01, 0.02), tmp_path, batch_size=8)
+    (warning,) = records.warnings_in(tmp_path / "fgsm.parquet")
+    assert warning.startswith("8 of 16 images have a zero gradient")
+
+
+def test_doubts_that_older_records_keep_as_sentences_are_read(tmp_path):
+    settings = {"settings": "", "warnings": json.dumps(["Something.", "Something else."])}
+    table = records.SCHEMA.empty_table().replace_schema_metadata(settings)
+    pq.write_table(table, tmp_path / "old.parquet")
+    assert records.warnings_in(tmp_path / "old.parquet") == ["Something.", "Something else."]
+
+
+def test_a_network_may_hold_a_key(tmp_path):
+    def network(variables, images):
+        return _threshold(variables["threshold"], images)
+
+    def robust(seed):
+        variables = {"threshold": np.float32(0.5), "key": jax.random.key(seed)}
+        table = evaluate(Classifier(variables, network), _one(102), _fgsm(0.2), tmp_path)
+        return robust_accuracy(table, 0.2), pq.read_schema(tmp_path / "fgsm.parquet").metadata
+
+    (one, settings), (other, others) = robust(0), robust(1)
+    assert one == other == 0
+    assert settings[b"settings"] != others[b"settings"]
+
+
+@pytest.mark.parametrize(
+    ("classifier", "examples", "message"),
+    [
+        (CLASSIFIER, 0, "at least one image"),
+        (Classifier(np.float32(np.nan), _threshold), 3, "NaN or infinite entries"),
+        (_threshold, 3, r"a Classifier\(variables, apply_fn\) is needed"),
+    ],
+)
+def test_what_cannot_be_attacked_is_refused_before_anything_is_predicted(
+    classifier, examples, message, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(robustness, "predict", lambda *_, **__: pytest.fail("predicted first"))
+    with pytest.raises(ValueError, match=message):
+        evaluate(classifier, DATASET.take(examples), PROTOCOLS, tmp_path)
+
+
+def test_predictions_of_nothing_or_by_nothing():
+    with pytest.raises(ValueError, match="images is empty"):
+        predict(CLASSIFIER, IMAGES[:0])
+    with pytest.raises(ValueError, match="batch_size is 0; an integer of at least 1"):
+        predict(CLASSIFIER, IMAGES, batch_size=0)
+
+
+@pytest.mark.parametrize("left", [0, 1000])
+def test_damaged_records_are_named(left, tmp_path):
+    some = CLASSIFIER, DATASET, _fgsm(0.1), tmp_path
+    path = tmp_path / "fgsm.parquet"
+    evaluate(*some)
+    path.write_bytes(path.read_bytes()[:left])
+    message = f"{path} is damaged .*Remove it, and its examples are attacked again"
+    for way in (
+        lambda: evaluate(*some),
+        lambda: records.read_all(tmp_path),
+        lambda: records.warnings_in(path),
+    ):
+        with pytest.raises(ValueError, match=message):
+            way()
