@@ -126,7 +126,10 @@ def _unknown_key(argv: list[str]) -> str | None:
     if file is None:
         return None
     overrides = [m.group(1) for a in argv if (m := re.match(r"--?config\.([\w.]+)", a))]
-    config = runpy.run_path(file)["get_config"](*argument)
+    module = runpy.run_path(file)
+    if "get_config" not in module:
+        return f"config is {file!r}, which has no get_config; take another of experiments/configs/."
+    config = module["get_config"](*argument)
     for override in overrides:
         branch = config
         for key in override.split("."):

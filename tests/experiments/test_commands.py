@@ -175,6 +175,14 @@ def test_a_bad_config_ends_in_a_sentence_and_leaves_nothing(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+def test_a_file_that_is_no_config_is_named(command, tmp_path):
+    _, end, _ = command(
+        "experiments.train", "--config=experiments/configs/base.py", f"--workdir={tmp_path / 'run'}"
+    )
+    assert "config is 'experiments/configs/base.py', which has no get_config" in end
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
 @pytest.mark.parametrize("config", [[f"--config={CONFIG}"], ["--config", CONFIG]])
 @pytest.mark.parametrize(
     ("flag", "wrong", "nearest"),
