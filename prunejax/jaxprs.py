@@ -5,6 +5,8 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.extend import core
 
 # What these run is run many times, on data or on numbers of an array: it stays one equation.
@@ -50,13 +52,7 @@ def flat(function: Callable[..., Any], *args: Any, keep_rules: bool = False) -> 
         else these rules are lost.
     """
     closed, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
-    jaxpr = closed.jaxpr
-    constants = dict(zip(jaxpr.constvars, closed.consts, strict=True))
-    eqns: list[core.JaxprEqn] = []
-    names: dict[core.Var, Any] = {}  # a variable inside a call -> what it is outside
-    _inline(jaxpr, names, constants, eqns, keep_rules)
-    outputs = [_resolved(atom, names) for atom in jaxpr.outvars]
-    return Flat(eqns, constants, list(jaxpr.invars), outputs, jax.tree.structure(shapes))
+    return _flattened(closed, keep_rules)._replace(structure=jax.tree.structure(shapes))
 
 
 def evaluate(eqn: core.JaxprEqn, inputs: Sequence[Any], **changed: Any) -> list[Any]:
@@ -73,36 +69,89 @@ def evaluate(eqn: core.JaxprEqn, inputs: Sequence[Any], **changed: Any) -> list[
 def has_rule(eqn: core.JaxprEqn) -> bool:
     """Whether an equation is a call whose derivative may be another than that of what it computes.
 
-    All of `jax.custom_vjp`, and those of `jax.custom_jvp` that are elementwise: of the others, such
-    as the softmax, it is the same.
+    All of `jax.custom_vjp` and `jax.custom_jvp` but JAX's own softmax, of which it is the same.
     """
     if eqn.primitive.name == "custom_jvp_call":
-        return is_elementwise(eqn)
+        return _name_in_jax(eqn) != "_softmax"
     return eqn.primitive.name == "custom_vjp_call"
 
 
 def is_elementwise(eqn: core.JaxprEqn) -> bool:
     """Whether each number of the result is made of those at the same place, or of a scalar."""
-    if eqn.primitive.name in ("custom_jvp_call", "custom_vjp_call"):
-        shape = eqn.outvars[0].aval.shape
-        alike = all(out.aval.shape == shape for out in eqn.outvars)
-        alike = alike and all(atom.aval.shape in ((), shape) for atom in eqn.invars)
-        return alike and all(map(is_elementwise, _body(eqn)))
-    return eqn.primitive.name in ELEMENTWISE
+    if eqn.primitive.name not in ("custom_jvp_call", "custom_vjp_call"):
+        return eqn.primitive.name in ELEMENTWISE
+    shape, body = eqn.outvars[0].aval.shape, _body(eqn)
+
+    def is_filled(inner):  # with one number
+        is_number = inner.primitive.name == "broadcast_in_dim" and not inner.invars[0].aval.shape
+        return is_number and inner.outvars[0].aval.shape == shape
+
+    alike = all(out.aval.shape == shape for out in eqn.outvars)
+    alike = alike and all(atom.aval.shape in ((), shape) for atom in eqn.invars)
+    alike = alike and not any(map(np.ndim, body.constants.values()))
+    return alike and all(is_elementwise(inner) or is_filled(inner) for inner in body.eqns)
 
 
-def is_relu(eqn: core.JaxprEqn) -> bool:
-    """Whether an equation is a call of `jax.nn.relu`, and not of another max(x, 0) with a rule."""
-    if eqn.primitive.name != "custom_jvp_call":
-        return False
+def computed(eqn: core.JaxprEqn, inputs: Sequence[Any], shape: Sequence[int]) -> list[Any]:
+    """What an elementwise call computes of inputs of another size; its rule is lost.
+
+    Args:
+      eqn: the call.
+      inputs: of that size, or scalars.
+      shape: of the outputs.
+    """
+    body = _body(eqn)
+    values = dict(body.constants)
+    for variable, x in zip(body.inputs, inputs, strict=True):
+        values[variable] = jnp.asarray(x, variable.aval.dtype)  # a literal may be a Python float
+
+    def read(atom):
+        return values[atom] if is_variable(atom) else atom.val
+
+    for inner in body.eqns:
+        changed = {"shape": tuple(shape)} if inner.primitive.name == "broadcast_in_dim" else {}
+        outputs = evaluate(inner, [read(atom) for atom in inner.invars], **changed)
+        values.update(zip(inner.outvars, outputs, strict=True))
+    return [read(atom) for atom in body.outputs]
+
+
+def function_of_jax(eqn: core.JaxprEqn) -> Callable[..., jax.Array] | None:
+    """The function of JAX that a call with a rule is one of, if it can be called at other sizes.
+
+    Told by its name and module: other people's max(x, 0) has another rule than `jax.nn.relu`.
+    """
+    return _OF_ANY_SIZE.get(_name_in_jax(eqn)) if eqn.primitive.name == "custom_jvp_call" else None
+
+
+_OF_ANY_SIZE = {
+    "relu": jax.nn.relu,
+    "relu6": jax.nn.relu6,
+    "logaddexp": jnp.logaddexp,  # softplus is made of it
+    "logaddexp2": jnp.logaddexp2,
+}
+
+
+def _name_in_jax(eqn: core.JaxprEqn) -> str:
+    """Of the function that an equation calls, if it is one of JAX itself; else ""."""
     info = _called(eqn).jaxpr.debug_info
-    source = "" if info is None else info.func_src_info
-    return source.startswith("relu ") and "jax/_src/nn" in pathlib.PurePath(source).as_posix()
+    name, _, place = ("" if info is None else info.func_src_info or "").partition(" ")
+    return name if "jax/_src/" in pathlib.PurePath(place).as_posix() else ""
 
 
 def is_variable(atom: Any) -> bool:
     """Whether it has to be looked up; a literal carries its value."""
     return not isinstance(atom, core.Literal)
+
+
+def _flattened(closed: core.ClosedJaxpr, keep_rules: bool = False) -> Flat:
+    jaxpr = closed.jaxpr
+    constants = dict(zip(jaxpr.constvars, closed.consts, strict=True))
+    eqns: list[core.JaxprEqn] = []
+    names: dict[core.Var, Any] = {}  # a variable inside a call -> what it is outside
+    _inline(jaxpr, names, constants, eqns, keep_rules)
+    outputs = [_resolved(atom, names) for atom in jaxpr.outvars]
+    structure = jax.tree.structure([0] * len(outputs))
+    return Flat(eqns, constants, list(jaxpr.invars), outputs, structure)
 
 
 def _inline(
@@ -142,11 +191,9 @@ def _called(eqn: core.JaxprEqn) -> core.ClosedJaxpr | None:
     return None
 
 
-def _body(eqn: core.JaxprEqn) -> list[core.JaxprEqn]:
-    """The equations of what a call computes."""
-    eqns: list[core.JaxprEqn] = []
-    _inline(_called(eqn).jaxpr, {}, {}, eqns)
-    return eqns
+def _body(eqn: core.JaxprEqn) -> Flat:
+    """What a call computes; its rule is lost."""
+    return _flattened(_called(eqn))
 
 
 def _renamed(closed: core.ClosedJaxpr) -> core.ClosedJaxpr:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -13,10 +13,11 @@ from prunejax import trees
 from prunejax.classifier import Classifier
 from prunejax.pruning.activations import ablation, maps
 from prunejax.pruning.criteria.maps import CKA, EXPECTED_ABS, HRANK, KL, PLS_VIP
-from prunejax.pruning.evidence import Criterion, Evidence
+from prunejax.pruning.evidence import Criterion, Evidence, widened
 from prunejax.pruning.pruner import Pruner
 from prunejax.shrinking import executor, residual, structure
 from prunejax.shrinking.channel_pruning import aggregate_of, criterion_of, unit_scores
+from prunejax.shrinking.residual import Block
 from prunejax.shrinking.shrink import remove_blocks
 from prunejax.shrinking.shrunk import shape_of
 from prunejax.shrinking.structure import Structure
@@ -72,7 +73,7 @@ def block_scores(
     """
     pruner = Pruner() if pruner is None else pruner
     evidence = _checked(classifier, image_shape, pruner, evidence, batch_size)
-    names = _candidates(classifier, image_shape, pruner)
+    names = tuple(_candidates(classifier, image_shape, pruner))
     return _scores(classifier, image_shape, names, pruner, evidence, batch_size)
 
 
@@ -88,6 +89,8 @@ def lowest_blocks(
 ) -> tuple[str, ...]:
     """The blocks with the lowest `block_scores`, lowest first; of equal ones the first.
 
+    Of blocks inside a block none is chosen after it, for they go with it.
+
     names = shrinking.lowest_blocks(classifier, (32, 32, 3), 2, Pruner("kl"), evidence)
     small = shrinking.remove_blocks(classifier, names, (32, 32, 3))
 
@@ -100,40 +103,46 @@ def lowest_blocks(
         changes against that one, instead of all once.
 
     Raises:
-      ValueError: as in `block_scores`, more blocks than there are, or evidence that belongs to the
-        whole network where smaller ones are to be scored.
+      ValueError: as in `block_scores`, more blocks than can go one by one, or evidence that belongs
+        to the whole network where smaller ones are to be scored.
     """
     pruner = Pruner() if pruner is None else pruner
     if rescore and number > 1:
         _refuse_what_does_not_shrink(evidence)
     evidence = _checked(classifier, image_shape, pruner, evidence, batch_size)
-    names = _candidates(classifier, image_shape, pruner)
-    if not 0 <= number <= len(names):
+    blocks = _candidates(classifier, image_shape, pruner)
+    if not 0 <= number <= len(blocks):
         raise ValueError(
-            f"number is {number}; the network has {len(names)} residual blocks to remove: "
-            f"{', '.join(names)}."
+            f"number is {number}; the network has {len(blocks)} residual blocks to remove: "
+            f"{', '.join(blocks)}."
         )
-    scores = _scores(classifier, image_shape, names, pruner, evidence, batch_size)
-    if not rescore:
-        return tuple(sorted(scores, key=scores.get)[:number])
+    scores = _scores(classifier, image_shape, tuple(blocks), pruner, evidence, batch_size)
     lowest: list[str] = []
     while len(lowest) < number:
-        if lowest:
+        left = [name for name in blocks if not _is_gone(blocks[name], map(blocks.get, lowest))]
+        if not left:
+            raise ValueError(
+                f"number is {number}; without {', '.join(lowest)} no residual block is left: the "
+                "others are inside of these."
+            )
+        if lowest and rescore:
             small = remove_blocks(classifier, lowest, image_shape)
-            left = [name for name in names if name not in lowest]
             own = evidence._replace(network=small.apply_fn, variables=small.variables)
             scores = _scores(small, image_shape, left, pruner, own, batch_size)
-        lowest.append(min(scores, key=scores.get))
+        lowest.append(min(left, key=scores.get))
     return tuple(lowest)
+
+
+def _is_gone(block: Block, removed: Iterable[Block]) -> bool:
+    """Whether a block is one of the removed ones, or inside one."""
+    return any(set(block.variables) <= set(other.variables) for other in removed)
 
 
 def _checked(classifier, image_shape, pruner, evidence, batch_size) -> Evidence:
     """The evidence with the classifier as its network, once it is known to be enough."""
     structure.require_params(classifier.variables)
-    evidence = Evidence() if evidence is None else evidence
-    key = jax.random.key(0) if evidence.key is None else evidence.key
+    evidence = (evidence or Evidence()).keyed()
     evidence = evidence._replace(
-        key=key,
         network=classifier.apply_fn,
         variables=classifier.variables,
         input_shape=tuple(image_shape),
@@ -174,8 +183,8 @@ def _refuse_what_does_not_shrink(evidence: Evidence | None) -> None:
 
 def _candidates(
     classifier: Classifier, image_shape: tuple[int, ...], pruner: Pruner
-) -> tuple[str, ...]:
-    """Names of the blocks that may be left out."""
+) -> dict[str, Block]:
+    """By name the blocks that may be left out."""
     traced = structure.of(classifier.apply_fn, classifier.variables, image_shape)
     blocks = residual.blocks(traced)
     if not blocks:
@@ -187,11 +196,11 @@ def _candidates(
     left_alone = set(trees.prunable(params)).difference(
         trees.prunable(params, pruner.include, pruner.exclude)
     )
-    allowed = tuple(
-        block.name
+    allowed = {
+        block.name: block
         for block in blocks
         if left_alone.isdisjoint(path.removeprefix("params/") for path in block.variables)
-    )
+    }
     if not allowed:
         raise ValueError(
             f"pruner leaves all of {', '.join(block.name for block in blocks)} alone: include is "
@@ -264,7 +273,7 @@ def _statistics(network, names, statistic, batch_size, variables, images):
         values = _run(traced._replace(program=program), variables, images)
         axes = [_channel_axis(traced, branch) for branch in branches]
         return [
-            statistic(jnp.moveaxis(value, axis, -1))
+            statistic(widened(jnp.moveaxis(value, axis, -1)))
             for value, axis in zip(values, axes, strict=True)
         ]
 
@@ -352,7 +361,7 @@ def _moved(network, look, distance, batch_size, variables, images):
 
 
 def _log_probabilities(network, variables, images):
-    return jax.nn.log_softmax(network(variables, images))
+    return jax.nn.log_softmax(widened(network(variables, images)))
 
 
 def _divergence(p, q):

@@ -4,7 +4,6 @@ import fnmatch
 from collections.abc import Collection, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -47,23 +46,25 @@ def channel_mask(
         shape of one of its makers: the first that a table's patterns match, or the first of all.
         Its guard keeps a channel of each group.
       evidence: for criteria that need more than the weights.
-      multiple: what each group keeps is rounded up to a multiple of this, or left whole: the best
-        of those that would go stay. (`shrink` keeps zeros, which training does not revive.)
+      multiple: the widths of the layers are rounded up to a multiple of this, or left whole: the
+        best of those that would go stay. (`shrink` keeps zeros, which training does not revive.)
 
     Returns:
       A mask of the parameters that is carried through everything a channel touches.
 
     Raises:
       ValueError: a sparsity outside [0, 1) or above that of the allocation's table, a multiple
-        below 1, a pattern without a match, one of `include` but "*" that matches only weights
-        whose channels must stay (`kept_whole` lists them), a granularity of other units, evidence
-        that the criterion lacks, no channel that could be removed, or a weight whose outputs are on
-        neither of its last two axes.
+        below 1, variables without "params" or of another network than the traced one, a pattern
+        without a match, one of `include` but "*" that matches only weights whose channels must stay
+        (`kept_whole` lists them), a granularity of other units, evidence that the criterion lacks,
+        no channel that could be removed, or a weight whose outputs are on neither of its last two
+        axes.
     """
     pruner = Pruner() if pruner is None else pruner
     if not 0 <= sparsity < 1:
         raise ValueError(f"sparsity is {sparsity}; it must lie in [0, 1).")
     shrink.require_multiple(multiple)
+    structure.require_params(variables)
     params = variables["params"]
     score = channel_scores(traced, params, pruner, evidence)
     allowed = trees.prunable(params, pruner.include, pruner.exclude)
@@ -74,14 +75,16 @@ def channel_mask(
             raise ValueError(f"no channels can be removed: {_why_none(traced, pruner, allowed)}.")
         return masks.dense(params)
     kept = np.ones(traced.number, bool)
+    for group in groups:
+        of_group = jnp.asarray(score[group], jnp.float32)
+        score[group] = allocation.comparable(pruner.allocation, of_group)
     best_first = [_best_first(group, score) for group in groups]
     best = [group[0] for group in best_first] if pruner.guard else []
     for together, number in _removed(traced, groups, params, sparsity, pruner):
         ranked = np.where(np.isin(together, best), np.inf, score[together])
         keep = selection.keep_all_but_lowest(jnp.asarray(ranked, jnp.float32), number)
         kept[together[~np.asarray(keep)]] = False
-    for group in best_first:
-        kept[shrink.to_bring_back(group, kept[group], multiple)] = True
+    kept = shrink.rounded_up(traced, best_first, kept, multiple)
     return structure.carry(traced, kept, variables)["params"]
 
 
@@ -97,9 +100,10 @@ def _removed(
             name = f"{path} ({len(named)})"
         named[name] = group
         layers[name] = allocation.Layer(len(group), shapes[path])
-    counts = allocation.create(_told(traced, groups, named, pruner))(layers, sparsity)
+    told = _told(traced, groups, named, pruner)
+    counts = allocation.create(told)(layers, sparsity)
     if pruner.guard:
-        counts = allocation.guarded(counts, layers)
+        counts = allocation.guarded(counts, layers, allocation.protected(layers, told))
     return [(np.concatenate([named[name] for name in own]), number) for own, number in counts]
 
 
@@ -135,9 +139,10 @@ def channel_scores(
 
     Args and errors as in `channel_mask`.
     """
+    structure.require_traced(traced, params)
     allowed = trees.prunable(params, pruner.include, pruner.exclude)
     axes = [(path, axis) for path in allowed for axis in _made_axes(traced, path)]
-    evidence = Evidence(key=jax.random.key(0)) if evidence is None else evidence
+    evidence = (evidence or Evidence()).keyed()
     scores = unit_scores(params, pruner, axes, evidence._replace(allowed=allowed))
     total, number = np.zeros(traced.number), np.zeros(traced.number)
     only_first = aggregate_of(pruner) == "first"

@@ -1,5 +1,6 @@
 """Runs a network without some of its channels: the same equations on smaller arrays."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -118,12 +119,10 @@ class _Runner:
         name = eqn.primitive.name
         inputs = [self.read(atom) for atom in eqn.invars]
         read = list(zip(inputs, eqn.invars, strict=True))
-        if jaxprs.is_relu(eqn):
-            return self.save(eqn, [jax.nn.relu(inputs[0])])
         if jaxprs.has_rule(eqn):
-            return self.save(eqn, self.at_full_width(eqn, inputs))
+            return self.save(eqn, self.called(eqn, inputs))
         if jaxprs.is_elementwise(eqn):
-            inputs = [self.fitted(x, a, eqn.outvars[0]) for x, a in read]
+            inputs = self.all_fitted(eqn, inputs)
         elif name == "concatenate":
             wanted = list(self.labels(eqn.outvars[0]))
             wanted[eqn.params["dimension"]] = None
@@ -132,6 +131,9 @@ class _Runner:
             wanted = list(self.labels(eqn.outvars[0]))
             del wanted[eqn.params["axis"]]
             inputs = [self.beside(x, a, wanted) for x, a in read]
+        elif name == "dot_general":
+            wanted = self.batch_labels(eqn)
+            inputs = [self.beside(x, a, own) for (x, a), own in zip(read, wanted, strict=True)]
         changed = PARAMETERS[name](self, eqn) if name in PARAMETERS else {}
         self.save(eqn, jaxprs.evaluate(eqn, inputs, **changed))
 
@@ -141,11 +143,34 @@ class _Runner:
             other, condition = self.switched[out]
             self.values[out] = jnp.where(condition, self.read(other), self.values[out])
 
-    def at_full_width(self, eqn: core.JaxprEqn, inputs: Sequence[Any]) -> list[Any]:
-        """Its outputs where it knows its own derivative at the sizes alone at which it was traced.
+    def called(self, eqn: core.JaxprEqn, inputs: Sequence[Any]) -> list[Any]:
+        """The outputs of a call with a rule of its own, which knows the sizes of the whole network.
 
-        Zeros stand where channels are gone.
+        Of an elementwise one only the derivative is taken at those.
         """
+        function = jaxprs.function_of_jax(eqn)
+        if function is not None:
+            return [function(*self.all_fitted(eqn, inputs))]
+        if not jaxprs.is_elementwise(eqn):
+            return self.at_full_width(eqn, inputs)
+        shape = self.shape(eqn.outvars[0])
+
+        def small(*inputs):
+            return jaxprs.computed(eqn, self.all_fitted(eqn, inputs), shape)
+
+        def whole(*inputs):
+            return self.at_full_width(eqn, inputs)
+
+        if eqn.primitive.name == "custom_jvp_call":
+            small = jax.custom_jvp(small)
+            small.defjvp(functools.partial(jax.jvp, whole))
+        else:
+            small = jax.custom_vjp(small)
+            small.defvjp(functools.partial(jax.vjp, whole), lambda back, g: back(g))
+        return small(*inputs)
+
+    def at_full_width(self, eqn: core.JaxprEqn, inputs: Sequence[Any]) -> list[Any]:
+        """Its outputs by way of the sizes at which it was traced, zeros where channels are gone."""
         whole = [self.spread(x, self.labels(a)) for x, a in zip(inputs, eqn.invars, strict=True)]
         outputs = jaxprs.evaluate(eqn, whole)
         return [self.fitted(x, None, out) for x, out in zip(outputs, eqn.outvars, strict=True)]
@@ -158,6 +183,11 @@ class _Runner:
                 places = (slice(None),) * axis + (np.flatnonzero(self.left(own)),)
                 x = wide.at[places].set(x)
         return x
+
+    def all_fitted(self, eqn: core.JaxprEqn, inputs: Sequence[Any]) -> list[Any]:
+        """The inputs of an elementwise equation, each without what the others have lost."""
+        out = eqn.outvars[0]
+        return [self.fitted(x, a, out) for x, a in zip(inputs, eqn.invars, strict=True)]
 
     def fitted(self, x: Any, atom: Any, out: core.Var) -> Any:
         """An input, or what has no atom yet, without the positions that its partner has lost."""
@@ -172,11 +202,21 @@ class _Runner:
         return x
 
     def beside(self, x: Any, atom: Any, wanted: Sequence[np.ndarray | None]) -> Any:
-        """Likewise where arrays are put side by side."""
+        """Likewise where arrays are put side by side, or are a batch of products."""
         for axis, (own, labels) in enumerate(zip(self.labels(atom), wanted, strict=True)):
             if own is None and labels is not None:
                 x = jnp.take(x, np.flatnonzero(self.left(labels)), axis=axis)
         return x
+
+    def batch_labels(self, eqn: core.JaxprEqn) -> list[list[np.ndarray | None]]:
+        """For both operands of a product by axis the result's labels, where it is a batch axis."""
+        found, out = [], self.labels(eqn.outvars[0])
+        for atom, axes in zip(eqn.invars, eqn.params["dimension_numbers"][1], strict=True):
+            labels: list[np.ndarray | None] = [None] * len(self.labels(atom))
+            for axis, own in zip(axes, out, strict=False):  # of the result they are the first
+                labels[axis] = own
+            found.append(labels)
+        return found
 
 
 # -- parameters that hold sizes: (runner, equation) -> the parameters for the smaller arrays

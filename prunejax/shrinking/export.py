@@ -18,7 +18,8 @@ class Exported(NamedTuple):
 
     Attributes:
       program: StableHLO with the weights in it, as `jax.export` serializes it.
-      weights: safetensors of the variables by path, such as "params/Conv_0/kernel".
+      weights: safetensors of the variables by path, such as "params/Conv_0/kernel"; without keys
+        of random numbers, which networks of Flax NNX may hold beside them.
     """
 
     program: pathlib.Path
@@ -57,13 +58,16 @@ def export(
       ValueError: a batch below 1, a network that does not take such images, or none of an unknown
         number.
     """
+    from safetensors.numpy import save_file
+
     if not isinstance(batch, str) and batch < 1:
         raise ValueError(f"batch is {batch}; it must be at least 1, or a name such as 'b'.")
     _check_shape(classifier, tuple(image_shape))
     program = _traced(classifier, tuple(image_shape), batch, platforms)
     files = Exported(*(_beside(path_prefix, end) for end in ("stablehlo", "safetensors")))
-    files.program.write_bytes(program.serialize())
-    _save_weights(classifier, files.weights)
+    weights, serialized = _weights(classifier), program.serialize()
+    files.program.write_bytes(serialized)
+    save_file(weights, files.weights)
     return files
 
 
@@ -94,12 +98,14 @@ def _traced(classifier, image_shape, batch, platforms):
         ) from error
 
 
-def _save_weights(classifier: Classifier, path: pathlib.Path) -> None:
-    from safetensors.numpy import save_file
-
+def _weights(classifier: Classifier) -> dict[str, np.ndarray]:
     variables = trees.flatten(classifier.variables)
     # Contiguous: the format stores an array's memory, whatever its strides.
-    save_file({name: np.asarray(value).copy(order="C") for name, value in variables.items()}, path)
+    return {
+        path: np.asarray(value).copy(order="C")
+        for path, value in variables.items()
+        if not jnp.issubdtype(jnp.result_type(value), jax.dtypes.prng_key)
+    }
 
 
 def _beside(prefix: str | os.PathLike, end: str) -> pathlib.Path:

@@ -22,7 +22,8 @@ class Channels(NamedTuple):
       channel: `[labels]` the channel that each label belongs to.
       fixed: reasons why a channel cannot be removed, by its number.
       made: `[labels]` booleans: positions where a layer makes a channel, a filter for example.
-      read: `[labels]` booleans: positions where a layer reads a channel.
+      read: `[labels]` booleans: positions where a layer reads a channel; of tied weights those
+        where they make one too.
       contracted: `[labels]` booleans: positions that activations read from each other, so that the
         layers are not the only ones to read this channel.
       stage: `[labels]` the stage of its channel that each label belongs to: where a depthwise
@@ -45,6 +46,8 @@ class Tracer:
 
     Attributes:
       of_images: the variables that depend on the images; all others are weights, or made of them.
+      made_of_weights, read_of_weights: positions that a product of weights makes and reads, such as
+        a kernel of two factors. What reads channels of the images there makes none.
     """
 
     def __init__(self):
@@ -55,7 +58,9 @@ class Tracer:
         self.filtered: list[tuple[np.ndarray, np.ndarray]] = []
         self.fixed: list[tuple[np.ndarray, str]] = []
         self.made: list[np.ndarray] = []
+        self.made_of_weights: list[np.ndarray] = []
         self.read: list[np.ndarray] = []
+        self.read_of_weights: list[np.ndarray] = []
         self.contracted: list[np.ndarray] = []
 
     def fresh(self, size: int) -> np.ndarray:
@@ -76,6 +81,11 @@ class Tracer:
         if first is not second:
             self.same.append((first, second))
         return first
+
+    def is_made(self, labels: np.ndarray) -> bool:
+        """Whether a layer makes any of these channels, as far as is known by now."""
+        channel = self._connected(np.concatenate([_pairs(self.same), _pairs(self.filtered)]))
+        return bool(np.isin(channel[labels], channel[self._marked(self.made)]).any())
 
     def filter(self, read: np.ndarray, made: np.ndarray) -> None:
         """Says that one is what a depthwise filter makes of the other, position by position."""
@@ -107,9 +117,9 @@ class Tracer:
         for labels, reason in self.fixed:
             for number in np.unique(channel[labels]):
                 fixed.setdefault(int(number), reason)
-        roles = (self.made, self.read, self.contracted)
-        made, read, contracted = map(self._marked, roles)
-        read &= ~made
+        made, read, contracted = map(self._marked, (self.made, self.read, self.contracted))
+        made |= self._marked(self.made_of_weights) & ~read
+        read |= self._marked(self.read_of_weights) & ~made
         return Channels(self.labels, channel, fixed, made, read, contracted, stage, filtered)
 
     def _connected(self, pairs: np.ndarray) -> np.ndarray:

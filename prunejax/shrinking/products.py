@@ -16,8 +16,9 @@ def convolution(tracer, eqn, inputs):
     batch, features = lhs[lhs_spec[0]], lhs[lhs_spec[1]]
     if params["batch_group_count"] > 1:
         return tracer.fix_unknown(eqn, inputs)
-    tracer.mark(tracer.made, outputs)
-    tracer.mark(tracer.read, inputs_of_kernel)
+    made, read = _roles(tracer, eqn)
+    tracer.mark(made, outputs)
+    tracer.mark(read, inputs_of_kernel)
     if all(map(tracer.depends, eqn.invars)):
         tracer.mark(tracer.contracted, inputs_of_kernel)
     if groups == 1:
@@ -27,6 +28,13 @@ def convolution(tracer, eqn, inputs):
     labels: list[np.ndarray | None] = [None] * eqn.outvars[0].aval.ndim
     labels[out_spec[0]], labels[out_spec[1]] = batch, outputs
     return [tuple(labels)]
+
+
+def _roles(tracer, eqn):
+    """Where the tracer collects what a product makes and reads."""
+    if any(map(tracer.depends, eqn.invars)):
+        return tracer.made, tracer.read
+    return tracer.made_of_weights, tracer.read_of_weights
 
 
 def _contract(tracer, first, second):
@@ -57,11 +65,12 @@ def dot(tracer, eqn, inputs):
     lhs, rhs = inputs
     (lhs_sums, rhs_sums), (lhs_batch, rhs_batch) = eqn.params["dimension_numbers"]
     weights = [not tracer.depends(atom) for atom in eqn.invars]
+    made, read = _roles(tracer, eqn)
     for i, j in zip(lhs_sums, rhs_sums, strict=True):
         _contract(tracer, lhs[i], rhs[j])
         for labels, is_weight in zip((lhs[i], rhs[j]), weights, strict=True):
             if is_weight:
-                tracer.mark(tracer.read, labels)
+                tracer.mark(read, labels)
             elif not any(weights):
                 tracer.mark(tracer.contracted, labels)
     batch = [tracer.join(lhs[i], rhs[j]) for i, j in zip(lhs_batch, rhs_batch, strict=True)]
@@ -69,5 +78,5 @@ def dot(tracer, eqn, inputs):
     right = [axis for j, axis in enumerate(rhs) if j not in (*rhs_sums, *rhs_batch)]
     for free, is_weight in zip((left, right), weights, strict=True):
         for labels in free if is_weight else ():
-            tracer.mark(tracer.made, labels)
+            tracer.mark(made, labels)
     return [(*batch, *left, *right)]

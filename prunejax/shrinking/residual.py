@@ -2,7 +2,7 @@
 
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from jax.extend import core
@@ -19,7 +19,7 @@ class Block(NamedTuple):
 
     Attributes:
       name: the module that all of its variables belong to, such as "BasicBlock_2"; where that holds
-        others too, the path of the block's first variable.
+        others too, the path of the block's first variable. It stays when other blocks have gone.
       shortcut, branch, output: the x, the f(x) and the x + f(x) of the program.
       variables: paths of what the network does not need without f, such as
         "params/BasicBlock_2/Conv_0/kernel".
@@ -65,9 +65,10 @@ def blocks(traced: Structure) -> list[Block]:
             own = [v for v in paths if v in with_it - without_it]
             if any(variable.aval.ndim >= 2 for variable in own):
                 variables = tuple(paths[variable] for variable in own)
-                name = _name(variables, traced)
+                name = _name(variables, traced.variables)
                 last = _last_weight(program, between, traced, own)
                 found.append(Block(name, shortcut, branch, eqn.outvars[0], variables, last))
+    found = _with_names_from_before(traced, found)
     for block, next_one in itertools.combinations(found, 2):
         if block.name == next_one.name:
             raise ValueError(
@@ -132,14 +133,20 @@ def _last_weight(program, between, traced, own) -> str:
     return found.removeprefix("params/")
 
 
-def _name(variables: Sequence[str], traced: Structure) -> str:
-    """See `Block`. Told by the parameters alone, for training reads other statistics.
+def _with_names_from_before(traced: Structure, found: Sequence[Block]) -> list[Block]:
+    """The blocks under the names that they had in the network that had lost none."""
+    if traced.before is None:
+        return list(found)
+    left = set(traced.variables)
+    names_of = {frozenset(left.intersection(b.variables)): b.name for b in blocks(traced.before)}
+    return [b._replace(name=names_of.get(frozenset(b.variables), b.name)) for b in found]
 
-    And by those of the whole network, so that a block keeps its name when others have gone.
-    """
+
+def _name(variables: Sequence[str], every: Iterable[str]) -> str:
+    """See `Block`. Told by the parameters alone, for training reads other statistics."""
     own, every = (
         [path.removeprefix("params/") for path in paths if path.startswith("params/")]
-        for paths in (variables, traced.whole)
+        for paths in (variables, every)
     )
     module = os.path.commonpath(own)
     inside = {path for path in every if f"{path}/".startswith(f"{module}/")}

@@ -22,11 +22,10 @@ def _elementwise(tracer, eqn, inputs):
     arrays = [(atom, own) for atom, own in zip(eqn.invars, inputs, strict=True) if own]  # no scalar
     for axis, size in enumerate(eqn.outvars[0].aval.shape):
         parts = [(atom, _as_long_as(tracer, own[axis], size)) for atom, own in arrays]
-        out.append(_joined(tracer, [labels for _, labels in parts]))
+        whole = _joined(tracer, [labels for _, labels in parts])
         if name == "select_n" and eqn.invars[0].aval.ndim:
             parts = parts[1:]  # what chooses is not added
-        if name not in _PRODUCTS:
-            _fix_beside_images(tracer, parts, out[-1])
+        out.append(whole if name in _PRODUCTS else _beside_images(tracer, parts, whole))
     return [tuple(out) for _ in eqn.outvars]
 
 
@@ -45,10 +44,12 @@ def _joined(tracer, axis):
     return whole
 
 
-def _fix_beside_images(tracer, parts, whole):
+def _beside_images(tracer, parts, whole):
     """A channel is nothing without its layer only where nothing else of the images is in it."""
     if any(labels is None and tracer.depends(atom) for atom, labels in parts):
         tracer.fix(whole, "they are added to what no layer makes of the images")
+        return None
+    return whole
 
 
 def _broadcast(tracer, eqn, inputs):
@@ -109,13 +110,14 @@ def _merged(tracer, labels, before, after):
     for i, axis in enumerate(labels):
         if axis is not None and i not in known:
             tracer.fix(axis, "they are the only one")
-    if not known:
-        return [None] * len(after)
-    if len(known) > 1:
-        for i in known:
+    # Positions of a parameter that no layer makes, those of an embedding, stay anyway.
+    going = [i for i in known if tracer.is_made(labels[i])] if len(known) > 1 else known
+    for i in known:
+        if len(going) != 1 or i not in going:
             tracer.fix(labels[i], "a reshape mixes them with other channels")
+    if len(going) != 1:
         return [None] * len(after)
-    axis = known[0]
+    (axis,) = going
     whole = labels[axis].reshape([-1 if i == axis else 1 for i in range(len(before))])
     whole = np.broadcast_to(whole, before).reshape(after)
     for i in range(len(after)):
@@ -189,8 +191,7 @@ def _stack(tracer, eqn, inputs):
 
 def _side_by_side(tracer, eqn, parts):
     whole = _joined(tracer, parts)
-    _fix_beside_images(tracer, list(zip(eqn.invars, parts, strict=True)), whole)
-    return whole
+    return _beside_images(tracer, list(zip(eqn.invars, parts, strict=True)), whole)
 
 
 def _slice(tracer, eqn, inputs):

@@ -14,8 +14,9 @@ from prunejax.shrinking import residual, shrunk, structure
 from prunejax.shrinking.labels import Channels
 from prunejax.shrinking.structure import Structure
 
-# Outputs of the masked and the smaller network may differ by so much of the largest output.
-TOLERANCE, VANISHING = 1e-4, 1e-12
+# Outputs of the masked and the smaller network may differ by so much of the largest output, or by
+# so many units in the last place of the coarsest numbers that the network computes with.
+TOLERANCE, ULPS, VANISHING = 1e-4, 4, 1e-12
 
 
 def shrink(
@@ -34,16 +35,18 @@ def shrink(
     every weight that reads it. It goes with its bias, its
     normalisation and the inputs of the layers behind. The smaller network computes what the masked
     one does: what goes must be zero, as it is where the mask is one of `channel_mask`, which covers
-    all that belongs to a channel. Weights that the mask removes singly stay as zeros. Rules of
-    differentiation of the network's own (`jax.custom_vjp`) stay in force: channels that such a call
-    mixes are not removed.
+    all that belongs to a channel. (Not those that activations read from each other, as queries and
+    keys: they must be zero without their layers, as they are not behind elu(x) + 1.) Weights that
+    the mask removes singly stay as zeros. Rules of differentiation of the network's own
+    (`jax.custom_vjp`, `jax.custom_jvp`) stay in force: channels that such a call mixes are not
+    removed.
 
     Args:
       classifier: the network, its variables with the entry "params".
       mask: of the parameters; whole filters or channels of it are removed.
       image_shape: of one image.
-      multiple: counts of channels are rounded up to a multiple of this, or left whole, by keeping
-        some of those that are zero.
+      multiple: the widths of the layers are rounded up to a multiple of this, or left whole, by
+        keeping some of those that are zero; see `rounded_up`.
       carry: for masks of filters alone: what belongs to a removed channel may be other than zero,
         its bias or the shift of its normalisation, and is removed too. The smaller network then
         computes what the network under the mask `carried(classifier, mask, image_shape)` does.
@@ -69,12 +72,11 @@ def shrink(
     elif masks.kept(classifier.params, whole) != masks.kept(classifier.params, mask):
         left_over = _left_over(traced, kept, classifier.params, mask)
     masked = classifier.with_params(masks.apply(classifier.params, mask))
-    for group in groups(traced):
-        kept[to_bring_back(group, kept[group], multiple)] = True
+    kept = rounded_up(traced, groups(traced), kept, multiple)
     variables = structure.without(traced, kept, masked.variables)
     small = Classifier(variables, _smaller(classifier, variables, traced, kept))
     if check:
-        _compare(masked, small, image_shape, left_over)
+        _compare(masked, small, traced, kept, image_shape, left_over)
     return small
 
 
@@ -95,16 +97,19 @@ def kept_channels(traced: Structure, params: Any, mask: Any) -> np.ndarray:
     Args and errors as in `shrink`.
     """
     masks.validate(params, mask)
+    structure.require_traced(traced, params)
     alive, wanted_gone = np.ones(len(traced.channels.channel), bool), {}
     for path, leaf in trees.flatten(mask).items():
         labels = traced.channels.labels[traced.variables[f"params/{path}"]]
         for axis, (own, left) in enumerate(
             zip(labels, _left_along(leaf, len(labels)), strict=True)
         ):
-            if left.size == own.size:
+            # One number for all of a layer says the same of each channel that it makes.
+            of_layer = np.size(leaf) == 1 and traced.channels.made[own].any()
+            if left.size == own.size or of_layer:
                 alive[own] = left
                 if np.size(leaf) == left.size:  # the mask removes whole slices along this axis
-                    wanted_gone[path, axis] = own[~left]
+                    wanted_gone[path, axis] = own[~alive[own]]
     kept = ~_gone(traced, alive)
     for (path, axis), labels in wanted_gone.items():
         _refuse_fixed(traced, path, axis, labels)
@@ -247,10 +252,51 @@ def require_multiple(multiple: int) -> None:
         raise ValueError(f"multiple is {multiple}; at least 1 is needed.")
 
 
-def to_bring_back(group: np.ndarray, kept: np.ndarray, multiple: int) -> np.ndarray:
-    """Some of the group's removed channels, so that a multiple is left; the first ones."""
-    wanted = min(-(-int(kept.sum()) // multiple) * multiple, len(group))
-    return group[~kept][: wanted - int(kept.sum())]
+def rounded_up(
+    traced: Structure, groups: Sequence[np.ndarray], kept: np.ndarray, multiple: int
+) -> np.ndarray:
+    """`[channels]` booleans: what is kept, and as many more channels as make round widths.
+
+    The width of a layer is how many positions are left on an axis along which it makes channels:
+    several of one channel in a grouped convolution, say, and those of channels that must stay. Each
+    becomes a multiple, or stays whole.
+
+    Args:
+      traced: the network's structure.
+      groups: of `groups`, the channels of each in the order in which they come back.
+      kept: `[channels]` booleans.
+      multiple: at least 1.
+    """
+    axes = [traced.along(path)[axis] for path, axis in _made(traced)]
+    # Those of most layers first: what fits them all is found among the others then.
+    groups = sorted(groups, key=lambda group: -sum(np.isin(group, axis).any() for axis in axes))
+    waiting = np.zeros(traced.number, bool)
+    waiting[np.concatenate([np.zeros(0, int), *groups])] = True
+    kept = kept.copy()
+    for group in groups:
+        waiting[group] = False
+        own = [axis for axis in axes if np.isin(axis, group).any() and not waiting[axis].any()]
+        kept[_to_bring_back(group, kept, own, multiple)] = True
+    while uneven := [axis for axis in axes if not _is_round(axis, kept[axis].sum(), multiple)]:
+        kept[np.concatenate(uneven)] = True  # left whole
+    return kept
+
+
+def _to_bring_back(
+    group: np.ndarray, kept: np.ndarray, axes: Sequence[np.ndarray], multiple: int
+) -> np.ndarray:
+    """As many of the group's removed channels, the first ones, as make all axes round, or none."""
+    gone = group[~kept[group]]
+    fits = np.ones(len(gone) + 1, bool)
+    for axis in axes:
+        positions = np.bincount(axis, minlength=len(kept))
+        widths = kept[axis].sum() + np.concatenate([[0], np.cumsum(positions[gone])])
+        fits &= _is_round(axis, widths, multiple)
+    return gone[: fits.argmax()]
+
+
+def _is_round(axis: np.ndarray, width: Any, multiple: int) -> Any:
+    return (width % multiple == 0) | (width == len(axis))
 
 
 def makers(traced: Structure, group: np.ndarray) -> list[str]:
@@ -285,14 +331,20 @@ def _fits(network: Network, variables: Any, images: Any) -> bool:
 
 
 def _compare(
-    masked: Classifier, small: Classifier, image_shape: tuple[int, ...], left_over: str | None
+    masked: Classifier,
+    small: Classifier,
+    traced: Structure,
+    kept: np.ndarray,
+    image_shape: tuple[int, ...],
+    left_over: str | None,
 ) -> None:
     images = jax.random.uniform(jax.random.key(0), (2, *image_shape))
     run = jax.jit(lambda classifier, images: classifier(images))
     with jax.default_matmul_precision("highest"):
-        expected, found = run(masked, images), run(small, images)
+        expected, found = (run(one, images).astype(jnp.float32) for one in (masked, small))
     error = float(jnp.max(jnp.abs(expected - found)))
-    if error <= TOLERANCE * float(jnp.max(jnp.abs(expected))) + VANISHING:
+    allowed = max(TOLERANCE, ULPS * _coarsest(traced))
+    if error <= allowed * float(jnp.max(jnp.abs(expected))) + VANISHING:
         return
     if left_over is not None:
         raise ValueError(
@@ -300,11 +352,26 @@ def _compare(
             f"{error:.2g} from the masked one. Pass carry=True to remove all that belongs to a "
             "channel with it, or let the mask cover it, as `carried` does."
         )
+    differs = f"classifier without the masked channels differs by {error:.2g} from the masked one: "
+    channels = traced.channels
+    compared = np.unique(channels.channel[channels.contracted])
+    if paths := makers(traced, compared[~kept[compared]]):
+        raise ValueError(
+            f"{differs}activations read channels from each other that {', '.join(map(repr, paths))}"
+            " make, and where those are masked they need not be zero, as in elu(x) + 1. Exclude "
+            "these layers from pruning."
+        )
     raise ValueError(
-        f"classifier without the masked channels differs by {error:.2g} from the masked one: it "
-        "does something to its channels that was not understood. Exclude the layers in doubt from "
-        "pruning."
+        f"{differs}it does something to its channels that was not understood. Exclude the layers "
+        "in doubt from pruning."
     )
+
+
+def _coarsest(traced: Structure) -> float:
+    """The largest distance from 1 to the next number among the dtypes of a network."""
+    outputs = [out for eqn in traced.program.eqns for out in eqn.outvars]
+    dtypes = {variable.aval.dtype for variable in (*traced.program.inputs, *outputs)}
+    return max(float(jnp.finfo(d).eps) for d in dtypes if jnp.issubdtype(d, jnp.floating))
 
 
 def remove_blocks(

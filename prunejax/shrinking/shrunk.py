@@ -19,8 +19,10 @@ Signature = tuple[Any, tuple[tuple[str, tuple[int, ...], Any], ...]]
 class Shrunk:
     """Runs the equations of a network on fewer channels; takes the place of a `Network`.
 
-    The network is traced anew for each shape of its input, with all its channels; what is compiled
-    are the smaller arrays alone. Hashed by value: equal ones share their compiled programs.
+    The network is traced anew for each shape of its input and dtypes of its variables, with all its
+    channels; what is compiled are the smaller arrays alone. (But the derivatives of elementwise
+    functions with rules of their own: those know the sizes alone at which they were traced.) Hashed
+    by value: equal ones share their compiled programs.
 
     Attributes:
       network: the network with all its channels, with a method `train` if it is to be trained.
@@ -49,7 +51,8 @@ class Shrunk:
         return self._run(train, variables, images)
 
     def _run(self, function, variables, images):
-        traced = structure.trace(function, self.shapes, shape_of(images))
+        shapes = _in_dtypes_of(variables, self.shapes)
+        traced = structure.trace(function, shapes, shape_of(images))
         left_out = residual.chosen(traced, self.blocks)
         gone = {path for block in left_out for path in block.variables}
         outputs = executor.run(
@@ -72,6 +75,14 @@ class Shrunk:
         return jax.tree.unflatten(
             tree, [jax.ShapeDtypeStruct(shape, dtype) for _, shape, dtype in leaves]
         )
+
+    def structure_before(self, images: jax.ShapeDtypeStruct) -> structure.Structure | None:
+        """That of the network with all its blocks, where some are left out.
+
+        Args:
+          images: shape and dtype of a batch.
+        """
+        return structure.trace(self.network, self.shapes, images) if self.blocks else None
 
     def left(self, images: jax.ShapeDtypeStruct) -> Any:
         """Shapes and dtypes of the variables that are left, as a tree.
@@ -152,6 +163,22 @@ def from_description(
     )
     return dataclasses.replace(
         whole(network, variables), removed=removed, blocks=tuple(description["blocks"])
+    )
+
+
+def _in_dtypes_of(variables: Any, whole: Any) -> Any:
+    """Shapes of the whole network's variables, in the dtypes of those that are left.
+
+    Those of a block that is gone are as narrow as any that were like them: nothing is widened.
+    """
+    left = {path: x.dtype for path, x in trees.flatten(structure.shapes_of(variables)).items()}
+    now: dict[Any, Any] = {}  # a dtype of the whole network's -> the narrowest in its place
+    for path, x in trees.flatten(whole).items():
+        if path in left:
+            now[x.dtype] = min(left[path], now.get(x.dtype, left[path]), key=lambda d: d.itemsize)
+    return trees.map_with_path(
+        lambda path, x: jax.ShapeDtypeStruct(x.shape, left.get(path, now.get(x.dtype, x.dtype))),
+        whole,
     )
 
 

@@ -25,14 +25,15 @@ class Structure(NamedTuple):
       variables: the program's inputs by their path, such as "params/Conv_0/kernel".
       images: the program's last input.
       channels: what belongs together.
-      whole: paths of all variables of the network that has lost nothing yet.
+      before: of the network with the blocks that this one has lost, by which the others are named;
+        None where it has lost none.
     """
 
     program: jaxprs.Flat
     variables: Mapping[str, core.Var]
     images: core.Var
     channels: Channels
-    whole: tuple[str, ...]
+    before: "Structure | None"
 
     @property
     def number(self) -> int:
@@ -68,9 +69,9 @@ def trace(
     *inputs, last = program.inputs
     by_path = dict(zip(trees.flatten(shapes), inputs, strict=True))
     channels = coupling.channels(program, inputs)
-    # A smaller network knows the shapes of the whole one.
-    whole = tuple(trees.flatten(getattr(function, "shapes", variables)))
-    return Structure(program, by_path, last, channels, whole)
+    structure_before = getattr(function, "structure_before", None)
+    before = None if structure_before is None else structure_before(images)
+    return Structure(program, by_path, last, channels, before)
 
 
 def of(
@@ -101,6 +102,20 @@ def require_params(variables: Variables) -> None:
             "variables have no entry 'params'; pass {'params': parameters}, with other collections "
             "beside it, and an apply_fn that takes them so."
         )
+
+
+def require_traced(structure: Structure, params: Any) -> None:
+    """Raises a ValueError for parameters of another network than the one that was traced."""
+    traced = {path: v.aval.shape for path, v in structure.variables.items()}
+    found = {f"params/{path}": jnp.shape(leaf) for path, leaf in trees.flatten(params).items()}
+    for path in (*found, *traced):
+        if path.startswith("params/") and found.get(path) != traced.get(path):
+            shapes = [shape.get(path, "missing") for shape in (traced, found)]
+            raise ValueError(
+                f"{path!r} was {shapes[0]} when the network was traced and is {shapes[1]}; trace "
+                "the network as it is: shrinking.of(classifier.apply_fn, classifier.variables, "
+                "image_shape)."
+            )
 
 
 def _require_images(apply_fn, variables, images, error) -> None:

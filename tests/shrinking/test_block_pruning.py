@@ -299,6 +299,61 @@ def test_a_block_is_scored_by_its_last_weight_also_where_that_is_normalised():
     assert scores == {"block": pytest.approx(expected, rel=1e-5)}
 
 
+def nested(outer, inner):
+    """x + f(x) with f(x) = outer (h + inner h), on one channel."""
+    block = {"first": np.ones((1, 1)), "inner": {"w": np.full((1, 1), inner)}}
+    block["last"] = np.full((1, 1), outer)
+    params = {"stem": np.ones((1, 1)), "outer": block, "head": np.array([[0.0, 1.0]])}
+
+    def network(variables, x):
+        p = variables["params"]
+        x = x @ p["stem"]
+        h = nn.relu(x @ p["outer"]["first"])
+        h = h + h @ p["outer"]["inner"]["w"]
+        return (x + h @ p["outer"]["last"]) @ p["head"]
+
+    return Classifier({"params": jax.tree.map(np.float32, params)}, network)
+
+
+@pytest.mark.parametrize("rescore", [True, False])
+def test_a_block_inside_a_chosen_one_is_not_chosen_after_it(rescore):
+    inside = "outer/inner/w"
+    assert set(shrinking.block_scores(nested(1.0, 2.0), (1,))) == {inside, "outer"}
+    order = shrinking.lowest_blocks(nested(2.0, 1.0), (1,), 2, rescore=rescore)
+    assert order == (inside, "outer")
+    assert shrinking.lowest_blocks(nested(1.0, 2.0), (1,), 1, rescore=rescore) == ("outer",)
+    with pytest.raises(ValueError, match="number is 2; without outer no residual block is left"):
+        shrinking.lowest_blocks(nested(1.0, 2.0), (1,), 2, rescore=rescore)
+
+
+def test_maps_and_outputs_in_half_precision_are_looked_at_in_float32():
+    """One channel, scaled by 1 + c_i in each block; the second logit is its first position."""
+    c = np.array([0.25, 0.5])
+    params = {f"block_{i}": {"w": np.full((1, 1), x, np.float32)} for i, x in enumerate(c)}
+    params["stem"] = np.ones((1, 1), np.float32)
+
+    def network(variables, x):
+        p = jax.tree.map(lambda w: w.astype(jnp.bfloat16), variables["params"])
+        x = x.astype(jnp.bfloat16) @ p["stem"]
+        for i in range(2):
+            x = x + x @ p[f"block_{i}"]["w"]
+        return jnp.pad(x[:, 0, 0], ((0, 0), (1, 0)))
+
+    classifier = Classifier({"params": params}, network)
+    images = np.tile(np.array([1, 0, 0], np.float32).reshape(1, 1, 3, 1), (2, 1, 1, 1))
+
+    def scores(criterion):
+        found = shrinking.block_scores(
+            classifier, (1, 3, 1), Pruner(criterion), evidence_of(images)
+        )
+        return list(found.values())
+
+    assert scores("expected_abs") == pytest.approx([c[0] / 3, c[1] * (1 + c[0]) / 3], rel=1e-6)
+    assert scores("hrank") == pytest.approx([1 / 3, 1 / 3], rel=1e-6)
+    p, q = (log_softmax(np.stack([0 * m, m], axis=1)) for m in (np.full(2, 1.875), 1 + c[::-1]))
+    assert scores("kl") == pytest.approx(np.sum(np.exp(q) * (q - p), axis=1), rel=1e-5)
+
+
 # -- what may be removed, and bad input ------------------------------------------------------------
 
 
@@ -310,10 +365,9 @@ def test_blocks_with_excluded_weights_are_left_alone(resnet):
 @pytest.mark.parametrize("criterion", DATA_CRITERIA)
 def test_criteria_of_data_without_data_are_refused(criterion):
     nothing = evidence_of(PIXELS[:0])
-    with pytest.raises(ValueError, match=f"criterion '{criterion}' needs batches"):
-        shrinking.block_scores(chain(1), SMALL, Pruner(criterion))
-    with pytest.raises(ValueError, match="holds 0 images"):
-        shrinking.block_scores(chain(1), SMALL, Pruner(criterion), nothing)
+    for evidence in (None, nothing):
+        with pytest.raises(ValueError, match=f"criterion '{criterion}' needs batches"):
+            shrinking.block_scores(chain(1), SMALL, Pruner(criterion), evidence)
 
 
 @pytest.mark.parametrize(

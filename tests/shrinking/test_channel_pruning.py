@@ -68,13 +68,21 @@ def test_global_removes_the_lowest_of_all_by_the_mean_of_their_makers(resnet):
     everything = np.concatenate(shrinking.groups(traced))
     gone = round(0.3 * len(everything))
     lowest = set(everything[np.argsort(channel_scores[everything], kind="stable")[:gone]])
-    removed = {
-        int(channel)
-        for path in trees.flatten(classifier.params)
-        for axis, channels in enumerate(traced.along(f"params/{path}"))
-        for channel in channels[~_left(mask, path, axis, len(channels))]
-    }
-    assert removed == {int(channel) for channel in lowest}
+    assert _removed(traced, classifier.params, mask) == {int(channel) for channel in lowest}
+
+
+def test_lamp_ranks_each_channel_by_its_share_of_its_group(resnet):
+    classifier, traced = resnet
+    pruner = Pruner(allocation="lamp", guard=False)
+    scores = shrinking.channel_scores(traced, classifier.params, pruner)
+    shares = np.full(scores.size, np.inf)
+    for group in shrinking.groups(traced):
+        squares = np.square(scores[group])
+        shares[group] = [s / squares[squares >= s].sum() for s in squares]
+    mask = shrinking.channel_mask(traced, classifier.variables, 0.4, pruner)
+    number = round(0.4 * np.isfinite(shares).sum())
+    expected = set(np.argsort(shares, kind="stable")[:number].tolist())
+    assert _removed(traced, classifier.params, mask) == expected
 
 
 def test_drawn_at_random_a_channel_has_one_draw_whatever_makes_it(resnet):
@@ -87,6 +95,15 @@ def test_drawn_at_random_a_channel_has_one_draw_whatever_makes_it(resnet):
     found = shrinking.channel_scores(traced, classifier.params, pruner)
     first = np.asarray(trees.flatten(scores)["BasicBlock_0/Conv_1/kernel"])[0, 0, 0]  # by path
     np.testing.assert_array_equal(found[traced.along("params/Conv_0/kernel")[3]], first)
+
+
+def _removed(traced, params, mask):
+    return {
+        int(channel)
+        for path in trees.flatten(params)
+        for axis, channels in enumerate(traced.along(f"params/{path}"))
+        for channel in channels[~_left(mask, path, axis, len(channels))]
+    }
 
 
 def _left(mask, path, axis, size):
@@ -144,6 +161,60 @@ def test_what_is_kept_for_a_multiple_is_the_best_of_what_would_go(scores):
     assert trees.size(small.params) == sum(masks.kept(params, mask).values())
 
 
+def grouped(p, x):
+    """Groups of two inputs and three outputs."""
+    dimensions = ("NHWC", "HWIO", "NHWC")
+    for name, groups in (("first", 1), ("second", 4)):
+        x = jax.lax.conv_general_dilated(
+            x, p[name], (1, 1), "SAME", dimension_numbers=dimensions, feature_group_count=groups
+        )
+        x = jax.nn.relu(x)
+    return x.mean((1, 2)) @ p["last"]
+
+
+def gated(p, x):
+    """Each channel is two columns of the first layer."""
+    h = x @ p["first"]
+    return (h[..., :6] * jax.nn.sigmoid(h[..., 6:])).mean((1, 2)) @ p["last"]
+
+
+def led(p, x):
+    """The first channel meets all others, and stays."""
+    h = x @ p["first"]
+    return (h * h[..., :1]).mean((1, 2)) @ p["last"]
+
+
+@pytest.mark.parametrize(
+    ("network", "shapes", "multiple", "widths"),
+    [
+        # One of two channels at four positions each, and one of three.
+        (grouped, {"first": (1, 1, 3, 8), "second": (1, 1, 2, 12), "last": (12, 2)}, 4, (4, 4)),
+        (grouped, {"first": (1, 1, 3, 8), "second": (1, 1, 2, 12), "last": (12, 2)}, 8, (8, 8)),
+        (gated, {"first": (3, 12), "last": (6, 2)}, 4, (8,)),
+        (gated, {"first": (3, 12), "last": (6, 2)}, 5, (10,)),
+        (gated, {"first": (3, 12), "last": (6, 2)}, 9, (12,)),
+        (led, {"first": (3, 6), "last": (6, 2)}, 2, (4,)),
+        (led, {"first": (3, 6), "last": (6, 2)}, 5, (5,)),
+        (led, {"first": (3, 6), "last": (6, 2)}, 4, (4,)),
+    ],
+)
+def test_widths_are_multiples_however_many_positions_a_channel_has(
+    network, shapes, multiple, widths
+):
+    """Half of the channels that can go would: 3 of 6, and 2 of 5."""
+    rng = np.random.default_rng(0)
+    params = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    classifier = Classifier({"params": params}, lambda v, x: network(v["params"], x))
+    traced = shrinking.of(classifier.apply_fn, classifier.variables, (2, 2, 3))
+    mask = shrinking.channel_mask(traced, classifier.variables, 0.5, multiple=multiple)
+    # Nothing is left to round, and as much comes back of a mask that is not.
+    for own in (mask, shrinking.channel_mask(traced, classifier.variables, 0.5)):
+        small = shrinking.shrink(classifier, own, (2, 2, 3), multiple=multiple, check=False)
+        found = [small.params[name].shape[-1] for name in ("first", "second") if name in params]
+        assert tuple(found) == widths
+    assert trees.size(small.params) == sum(masks.kept(params, mask).values())
+
+
 @pytest.mark.parametrize(
     ("allocation", "sparsity", "kept"),
     [
@@ -193,6 +264,21 @@ def test_bad_choices_are_refused(resnet, sparsity, options, message):
     classifier, traced = resnet
     with pytest.raises(ValueError, match=message):
         shrinking.channel_mask(traced, classifier.variables, sparsity, Pruner(**options))
+
+
+def test_variables_of_another_network_than_the_traced_one_are_named(resnet):
+    classifier, traced = resnet
+    with pytest.raises(ValueError, match="variables have no entry 'params'"):
+        shrinking.channel_mask(traced, classifier.params, 0.5)
+    mask = shrinking.channel_mask(traced, classifier.variables, 0.5)
+    small = shrinking.shrink(classifier, mask, SHAPE, check=False)
+    stale = r"'params/BasicBlock_0/.* was \(8,\) when .* is \(4,\); trace the network as it is"
+    with pytest.raises(ValueError, match=stale):
+        shrinking.channel_mask(traced, small.variables, 0.5)
+    with pytest.raises(ValueError, match=stale):
+        shrinking.kept_channels(traced, small.params, masks.dense(small.params))
+    with pytest.raises(ValueError, match=r"'params/other' was missing when"):
+        shrinking.channel_scores(traced, {"other": np.ones((2, 2))}, Pruner())
 
 
 @pytest.mark.exhaustive

@@ -55,6 +55,7 @@ def average_of_what_is_there(h):
     return nn.avg_pool(h, (2, 2), (2, 2), "SAME", count_include_pad=False)
 
 
+GAIN = np.linspace(1, 2, 6, dtype=np.float32)
 GROWING = np.linspace(0, 1, 3, dtype=np.float32).reshape(1, 3, 1, 1)
 
 # What is done to six channels, and how many of them can go.
@@ -65,6 +66,7 @@ ONE_MEETS_ALL = {
     "first channel, picked out": (lambda p, x, h: h * h[..., 0][..., None], 5),
     "constant of each row": (lambda p, x, h: h * GROWING, 6),
     "pixel of the image as a factor": (lambda p, x, h: h * x[..., :1], 6),
+    "constant of each channel": (lambda p, x, h: jnp.einsum("bhwc,c->bhwc", h, GAIN), 6),
     "pooling that counts": (lambda p, x, h: average_of_what_is_there(h), 6),
     "stack of two": (lambda p, x, h: jnp.stack([h, jnp.tanh(h)], axis=1).max(1), 6),
     "stack with a constant": (lambda p, x, h: jnp.stack([h, jnp.ones_like(h)], axis=-1).sum(-1), 6),
@@ -114,6 +116,20 @@ def test_channels_beside_what_no_layer_makes_of_the_images_stay(function):
         shrinking.kept_channels(traced, classifier.params, mask)
 
 
+@pytest.mark.parametrize("meet", [jnp.add, jnp.multiply])
+def test_a_parameter_of_each_position_keeps_no_channel_that_is_flattened(meet):
+    def network(p, x):
+        return meet(nn.relu(x @ p["a"]), p["positions"]).reshape(len(x), -1) @ p["b"]
+
+    classifier = classifier_of(network, a=(4, 6), positions=(5, 6), b=(30, 2))
+    traced = structure_of(classifier, (5, 4))
+    assert number_removable(traced, "a") == 6
+    mask = shrinking.channel_mask(traced, classifier.variables, 0.5)
+    small = shrinking.shrink(classifier, mask, (5, 4))
+    assert small.params["positions"].shape == (5, 3)
+    assert small.params["b"].shape == (15, 2)
+
+
 def test_what_is_zero_or_the_same_for_all_images_may_be_added():
     def function(p, x, h):
         return jnp.where(x[..., :1] > 0.5, h, 0.0) + jnp.arange(6.0)
@@ -142,6 +158,71 @@ def test_a_channel_that_activations_read_too_stays_without_its_layer():
         mask["a"] = jnp.arange(6)[None] != 2  # what makes it
         kept = shrinking.kept_channels(traced, classifier.params, mask)
         assert kept[traced.along("params/a")[1]].sum() == 5
+
+
+def test_a_channel_that_a_tied_weight_reads_too_stays_without_its_layer():
+    def tied(p, x):
+        h = nn.relu(x @ p["a"])
+        return h @ p["b"] + jnp.tanh(h @ p["a"].T) @ p["c"]
+
+    classifier = classifier_of(tied, a=(4, 6), b=(6, 2), c=(4, 2))
+    mask = masks.dense(classifier.params)
+    mask["b"] = jnp.arange(6)[:, None] != 2
+    small = shrinking.shrink(classifier, mask, (4,))
+    assert small.params["a"].shape == (4, 6)
+    mask["a"] = jnp.arange(6)[None] != 2
+    small = shrinking.shrink(classifier, mask, (4,))
+    assert small.params["a"].shape == (4, 5)
+
+
+def test_a_kernel_of_two_factors_reads_what_the_first_one_reads():
+    def factorised(p, x):
+        return nn.relu(nn.relu(x @ p["a"]) @ (p["first"] @ p["second"])) @ p["b"]
+
+    shapes = {"a": (4, 6), "first": (6, 2), "second": (2, 3), "b": (3, 2)}
+    classifier = classifier_of(factorised, **shapes)
+    traced = structure_of(classifier, (4,))
+    assert shrinking.groups(traced)[0].tolist() == traced.along("params/a")[1].tolist()
+    scores = shrinking.channel_scores(traced, classifier.params, Pruner())
+    expected = np.abs(classifier.params["a"]).mean(axis=0)
+    np.testing.assert_allclose(scores[traced.along("params/a")[1]], expected, rtol=1e-6)
+    mask = masks.dense(classifier.params)
+    mask["a"], mask["second"] = jnp.arange(6)[None] != 2, jnp.arange(3)[None] != 1
+    small = shrinking.shrink(classifier, mask, (4,))
+    left = {name: np.shape(leaf) for name, leaf in small.params.items()}
+    assert left == {"a": (4, 5), "first": (5, 2), "second": (2, 2), "b": (2, 2)}
+
+
+def test_weights_that_a_layer_of_weights_makes_become_fewer():
+    """As a bias of positions that is computed of constants."""
+
+    def network(p, x):
+        positions = nn.relu(jnp.linspace(-1, 1, 5)[:, None] @ p["first"]) @ p["second"]
+        return nn.relu(x @ p["a"] + positions).mean(axis=1) @ p["b"]
+
+    shapes = {"first": (1, 8), "second": (8, 6), "a": (4, 6), "b": (6, 2)}
+    classifier = classifier_of(network, **shapes)
+    traced = structure_of(classifier, (5, 4))
+    assert number_removable(traced, "first") == 8
+    mask = shrinking.channel_mask(traced, classifier.variables, 0.5)
+    small = shrinking.shrink(classifier, mask, (5, 4))
+    assert small.params["second"].shape == (4, 3)
+
+
+def test_channels_that_activations_read_from_each_other_are_named_where_they_are_not_zero():
+    def linear_attention(p, x):
+        q, k = nn.elu(x @ p["q"]) + 1, nn.elu(x @ p["k"]) + 1
+        weights = jnp.einsum("btd,bsd->bts", q, k)
+        return ((weights / weights.sum(-1, keepdims=True)) @ (x @ p["v"])).mean(1) @ p["o"]
+
+    classifier = classifier_of(linear_attention, q=(4, 6), k=(4, 6), v=(4, 6), o=(6, 2))
+    traced = structure_of(classifier, (5, 4))
+    mask = shrinking.channel_mask(traced, classifier.variables, 0.5)
+    with pytest.raises(ValueError, match=r"read channels from each other that 'k', 'q' make"):
+        shrinking.shrink(classifier, mask, (5, 4))
+    others = Pruner(exclude=("q", "k"))
+    mask = shrinking.channel_mask(traced, classifier.variables, 0.5, others)
+    assert shrinking.shrink(classifier, mask, (5, 4)).params["v"].shape == (4, 3)
 
 
 def two_layers(p, x):
@@ -180,6 +261,50 @@ def test_a_mask_of_filters_behind_which_zero_is_not_zero_is_refused():
         shrinking.shrink(classifier, mask, (4,))
     mask["b"] = jnp.arange(6)[:, None] > 0
     assert shrinking.shrink(classifier, mask, (4,)).params["b"].shape == (5, 2)
+
+
+@pytest.mark.parametrize(("dtype", "allowed"), [(jnp.float32, ()), (jnp.bfloat16, (0.01,))])
+def test_a_difference_is_one_where_it_is_more_than_the_rounding_of_the_network(dtype, allowed):
+    """The smaller network lacks what the bias adds: that share of the outputs."""
+
+    def network(p, x):
+        h = nn.relu(x @ p["a"] + p["bias"]).astype(dtype)
+        return h @ p["b"].astype(dtype)
+
+    for share in (0.01, 0.2):
+        params = {"a": np.eye(2), "bias": np.array([0, share]), "b": np.ones((2, 1))}
+        params = jax.tree.map(np.float32, params)
+        classifier = Classifier({"params": params}, lambda v, x: network(v["params"], x))
+        mask = masks.dense(params) | {"a": jnp.array([[True, False]])}
+        if share in allowed:
+            assert shrinking.shrink(classifier, mask, (2,)).params["b"].shape == (1, 1)
+        else:
+            with pytest.raises(ValueError, match="keeps what is not zero of 'bias'"):
+                shrinking.shrink(classifier, mask, (2,))
+
+
+def test_a_smaller_network_takes_variables_of_any_dtype():
+    def network(p, x):
+        h = nn.relu(x.astype(p["a"].dtype) @ p["a"])
+        h = h + nn.relu(h @ p["block"]["first"]) @ p["block"]["second"]
+        return h @ p["b"]
+
+    shapes = {"a": (4, 6), "b": (6, 2), "first": (6, 5), "second": (5, 6)}
+    params = dict(classifier_of(network, **shapes).params)
+    params["block"] = {name: params.pop(name) for name in ("first", "second")}
+    classifier = Classifier({"params": params}, lambda v, x: network(v["params"], x))
+    traced = structure_of(classifier, (4,))
+    mask = shrinking.channel_mask(traced, classifier.variables, 0.5)
+    small = shrinking.shrink(classifier, mask, (4,), check=False)
+    small = shrinking.remove_blocks(small, ["block"], (4,))
+    x = jax.random.uniform(jax.random.key(0), (3, 4))
+    for dtype, rtol in ((jnp.float32, 1e-5), (jnp.bfloat16, 3e-2)):
+        variables = jax.tree.map(lambda leaf, dtype=dtype: leaf.astype(dtype), small.variables)
+        found = small.apply_fn(variables, x)
+        expected = jnp.maximum(x @ small.params["a"], 0) @ small.params["b"]
+        assert found.dtype == dtype
+        error = np.abs(found.astype(jnp.float32) - expected).max()
+        assert error <= rtol * np.abs(expected).max()
 
 
 def test_images_of_another_shape_are_named():

@@ -67,6 +67,13 @@ def test_weights_are_stored_by_path_bit_for_bit(tmp_path):
         np.testing.assert_array_equal(found[path], leaf)
 
 
+def test_keys_of_random_numbers_are_no_weights(tmp_path):
+    variables = {"params": {"w": np.ones((3, 2), np.float32)}, "others": jax.random.key(0)}
+    network = Classifier(variables, lambda variables, x: x @ variables["params"]["w"])
+    files = export(network, (3,), tmp_path / "network", batch=2, platforms=("cpu",))
+    assert list(load_file(files.weights)) == ["params/w"]
+
+
 class Pairs(nn.Module):
     """Does something else where there are more than four images."""
 

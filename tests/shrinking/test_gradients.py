@@ -48,6 +48,15 @@ def passing(x):
 passing.defjvps(lambda tangent, _, x: tangent)
 
 
+@jax.custom_jvp
+def chosen(x):
+    """Holds a number that is spread over all places."""
+    return jnp.where(x > 0.1, x, 0.0)
+
+
+chosen.defjvps(lambda tangent, _, x: 2 * tangent)
+
+
 @jax.custom_vjp
 def _with_mean(x, mean):
     return x + mean[:, None, None], jnp.tanh(mean)
@@ -61,7 +70,17 @@ def of_two_shapes(x):
     return _with_mean(x, x.mean(axis=(1, 2)))[0]
 
 
+@jax.custom_jvp
+def quantised(x, scale):
+    """Straight through, with a scale a channel: a custom_jvp that is not elementwise."""
+    return jnp.round(x / scale) * scale
+
+
+quantised.defjvps(lambda tangent, *_: tangent, None)
+
 ACTIVATIONS = {
+    "chosen": chosen,
+    "quantised": lambda x: quantised(x, jnp.linspace(0.1, 0.2, x.shape[-1])),
     "passing": passing,
     "of_two_shapes": of_two_shapes,
     "straight_through": straight_through,
@@ -96,7 +115,10 @@ class Branch(nn.Module):
         return nn.Conv(6, (3, 3), use_bias=False)(x)
 
 
-@pytest.mark.parametrize("activation", [a for a in ACTIVATIONS if a != "of_two_shapes"])
+MIXING = ("of_two_shapes", "quantised")
+
+
+@pytest.mark.parametrize("activation", [a for a in ACTIVATIONS if a not in MIXING])
 def test_the_gradient_is_that_of_the_whole_network_also_at_kinks_and_by_own_rules(activation):
     net = Net(activation)
     # In the first image most sums are exactly zero, where maximum and ReLU have other derivatives.
@@ -128,16 +150,37 @@ def test_the_gradient_is_that_of_the_whole_network_also_at_kinks_and_by_own_rule
     assert smaller.params["Dense_1"]["kernel"].shape[1] == 4  # what is compared stays
 
 
-def test_channels_of_calls_with_a_rule_that_is_not_elementwise_stay():
-    net = Net("of_two_shapes")
+@pytest.mark.parametrize(
+    ("activation", "derivative"),
+    [("relu6", True), ("softplus", True), ("steeper", False), ("straight_through", False)],
+)
+def test_activations_see_the_channels_alone_that_are_left(activation, derivative):
+    net, images = Net(activation), jnp.zeros((2, *SHAPE))
+    variables = net.init(jax.random.key(0), images)
+    mask = shrinking.channel_mask(shrinking.of(net.apply, variables, SHAPE), variables, 0.5)
+    small = shrinking.shrink(Classifier(variables, net.apply), mask, SHAPE, check=False)
+
+    def gradient(images):
+        return jax.grad(lambda x: small(x)[:, 0].sum())(images)
+
+    for function in (small, gradient) if derivative else (small,):
+        program = str(jax.make_jaxpr(lambda x, function=function: function(x))(images))
+        assert "[2,6,6,3]" in program
+        assert "scatter" not in program
+
+
+@pytest.mark.parametrize("activation", MIXING)
+def test_channels_of_calls_with_a_rule_that_is_not_elementwise_stay(activation):
+    net = Net(activation)
     images = jax.random.uniform(jax.random.key(1), (2, *SHAPE))
     variables = net.init(jax.random.key(0), images)
     traced = shrinking.of(net.apply, variables, SHAPE)
-    with pytest.raises(ValueError, match="must stay, what 'custom_vjp_call' does to them is not"):
+    with pytest.raises(ValueError, match=r"must stay, what 'custom_.*call' does to them is not"):
         shrinking.channel_mask(traced, variables, 0.5)
     whole = shrinking.whole(net.apply, variables)
     expected, found = (
         jax.grad(lambda x, network=network: network(variables, x)[:, 0].sum())(images)
         for network in (net.apply, whole)
     )
+    assert np.abs(expected).max() > 1e-3
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)

@@ -276,10 +276,11 @@ def test_what_cannot_be_removed_is_named():
 
 def test_a_layer_is_not_removed_altogether():
     classifier = classifier_of(models.create("mlp", num_classes=5, widths=(4, 3)), (9,))
-    mask = masks.dense(classifier.params)
-    mask["Dense_1"]["kernel"] = jnp.zeros((1, 3), bool)
-    with pytest.raises(ValueError, match="all 3 channels that 'Dense_1/kernel' makes"):
-        shrinking.shrink(classifier, mask, (9,))
+    for nothing in (jnp.zeros((1, 3), bool), jnp.array(False), jnp.zeros((1, 1), bool)):
+        mask = masks.dense(classifier.params)
+        mask["Dense_1"]["kernel"] = nothing
+        with pytest.raises(ValueError, match="all 3 channels that 'Dense_1/kernel' makes"):
+            shrinking.shrink(classifier, mask, (9,))
 
 
 def test_a_block_that_is_none_is_refused():
