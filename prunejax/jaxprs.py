@@ -202,18 +202,6 @@ def _renamed(closed: core.ClosedJaxpr) -> core.ClosedJaxpr:
     return jax.make_jaxpr(core.jaxpr_as_fun(closed))(*inputs)
 
 
-def origins(program: Flat, names: dict[core.Var, str]) -> dict[core.Var, str]:
-    """The names of inputs, and of what is only another arrangement of one: a transpose, a cast."""
-    known = dict(names)
-    for eqn in program.eqns:
-        if eqn.primitive.name not in _ARRANGEMENTS:
-            continue
-        (source, *_), (out, *_) = eqn.invars, eqn.outvars
-        if is_variable(source) and source in known:
-            known[out] = known[source]
-    return known
-
-
 def made_of(
     program: Flat,
     sources: Mapping[core.Var, frozenset[str]],
@@ -234,8 +222,3 @@ def made_of(
         if read:
             known.update(dict.fromkeys(eqn.outvars, read))
     return known
-
-
-_ARRANGEMENTS = frozenset(
-    ("transpose", "reshape", "convert_element_type", "copy", "rev", "squeeze", "stop_gradient")
-)

@@ -68,19 +68,6 @@ def test_parameters_of_an_equation_can_be_changed():
     np.testing.assert_array_equal(found, smaller)
 
 
-def test_names_follow_transposes_and_casts_but_not_arithmetic():
-    def function(w, x):
-        turned = w.T.astype(jnp.bfloat16)
-        return turned @ x.astype(jnp.bfloat16) + (2 * w).sum()
-
-    program = jaxprs.flat(function, jnp.zeros((2, 3)), jnp.zeros(2))
-    names = jaxprs.origins(program, dict(zip(program.inputs, ("w", "x"), strict=True)))
-    (product,) = (eqn for eqn in program.eqns if eqn.primitive.name == "dot_general")
-    assert [names[atom] for atom in product.invars] == ["w", "x"]
-    (doubled,) = (eqn for eqn in program.eqns if eqn.primitive.name == "mul")
-    assert doubled.outvars[0] not in names
-
-
 def test_what_starts_with_a_number_is_no_name_and_what_is_made_of_names_is_told():
     def function(w, v, x):
         scaled = (w - w.mean(axis=0)) / (jnp.linspace(0.0, 1.0, 3) + w.std(axis=0))
@@ -89,7 +76,6 @@ def test_what_starts_with_a_number_is_no_name_and_what_is_made_of_names_is_told(
     arguments = (jnp.zeros((2, 3)), jnp.zeros((2, 3)), jnp.zeros((5, 4)))
     program = jaxprs.flat(function, *arguments)
     names = dict(zip(program.inputs, "wvx", strict=True))
-    assert set(names.values()) <= set(jaxprs.origins(program, names).values())
     made_of = jaxprs.made_of(program, {v: frozenset(name) for v, name in names.items()})
     (product,) = (eqn for eqn in program.eqns if eqn.primitive.name == "dot_general")
     assert [made_of[atom] for atom in product.invars] == [{"x"}, {"w", "v"}]
