@@ -122,7 +122,10 @@ class APGD(Attack):
         every step is a checkpoint, and k would fall too fast. (The authors' code counts features
         that rounding kept from being put back exactly, which slows it down as well.)
       larger_budgets: L1 only: spend 30 % of the steps with a budget of 3 eps and 30 % with 2 eps,
-        beginning each stage at the projected best point of the one before.
+        beginning each stage at the projected best point of the one before. Two steps are spent on
+        projecting it, the authors' project besides: of 100 they are not missed, but of 1, 2 or 4
+        none is left at eps itself. (To project and to follow the best point's gradient at once was
+        far weaker: on Fashion-MNIST 81 or 113 of 793 images were left instead of 56.)
 
     Raises:
       ValueError: a hyperparameter out of its range, an unknown loss, a norm that it does not

@@ -63,7 +63,8 @@ class Attack:
       targets: head for that many of the other classes, the likeliest first, each in tries of its
         own; leaving the label is a success all the same. 0: head for none in particular, which in
         most attacks means for the likeliest where they are: on linear networks of ten classes those
-        of minimum norm end up to 1.4 times as far as the nearest boundary.
+        of minimum norm end up to 1.4 times as far as the nearest boundary. An attack that sees
+        decisions only refuses it.
 
     Raises:
       ValueError: a hyperparameter out of its range, a norm that the attack does not measure in,

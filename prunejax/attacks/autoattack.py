@@ -22,7 +22,8 @@ def autoattack(
         standard   APGD-CE, APGD-T (9 targets), FAB-T (9 targets), Square (5,000 queries); in L1
                    APGD-CE with 5 restarts and APGD-T with 5 targets, both with larger budgets
         plus       APGD-CE, APGD-DLR, FAB, Square, 5 tries each but Square; APGD-T, FAB-T. The
-                   first try of FAB begins at the image, as a member of its own
+                   first try of FAB begins at the image, as a member of its own. FAB looks at the
+                   9 likeliest of the other classes; the authors' at all, however many there are
         rand       APGD-CE and APGD-DLR, for networks made by `expectation`
 
     Args:

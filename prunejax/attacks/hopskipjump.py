@@ -1,6 +1,7 @@
 """HopSkipJump: a decision-based attack that estimates the boundary's normal from queries."""
 
 import dataclasses
+import math
 from typing import ClassVar, NamedTuple
 
 import jax
@@ -11,7 +12,7 @@ from prunejax.attacks import starts
 from prunejax.attacks.attack import Attack, Found, Passes, logits_of
 from prunejax.attacks.goal import Goal
 
-# Queries made at once, so that memory does not grow with their number.
+# Queries of an example made at once, so that memory does not grow with their number.
 CHUNK = 32
 
 
@@ -44,14 +45,19 @@ class HopSkipJump(Attack):
 
     xi_t = ||x - image|| / sqrt(t), halved until x is adversarial; where it never is, x stays. The
     point itself counts as found before it moves on. Chen, Jordan & Wainwright (2020),
-    "HopSkipJumpAttack: a query-efficient decision-based attack", algorithm 2. Two changes: the
+    "HopSkipJumpAttack: a query-efficient decision-based attack", algorithm 2. Three changes: the
     start is on the shortest of several ways to noise images (nothing is found where there is none);
-    and delta is measured in L2 also for Linf, where the paper's is so small, ||x - image||_inf / d,
-    that float32 logits hardly change.
+    delta is measured in L2 also for Linf, where the paper's is so small, ||x - image||_inf / d,
+    that float32 logits hardly change; and the boundary is found to theta = 2^-halvings of the way,
+    for float32 cannot follow the paper's d^-1.5 (in Linf d^-2) far. Where theta is more than d^-1.5
+    (by default: beyond 1,625 features), delta is sqrt(d) theta ||x - image||_2, to which in the
+    paper the above is equal: x is so far from the boundary that smaller moves would see one side.
 
     The queries of an estimate grow in proportion to sqrt(t), and are `queries` on average: after t
-    steps round(queries steps (t / steps)^1.5) have been made. The network sees them 32 at a time;
-    what fills up the last of these has no say and is not counted.
+    steps round(queries steps (t / steps)^1.5) have been made. The network sees 32 of an example at
+    a time, so 32 times the runner's batch size; what fills up the last of these has no say and is
+    not counted. Decisions do not tell which class is near: `targets`, which would be restarts, are
+    refused.
 
     Attributes:
       steps: 64 as in the authors' code.
@@ -62,7 +68,8 @@ class HopSkipJump(Attack):
       tries: points on the way to noise images, to choose the start from, at least 1.
 
     Raises:
-      ValueError: a hyperparameter out of its range, or a norm that it does not measure in.
+      ValueError: a hyperparameter out of its range, a norm that it does not measure in, or
+        `targets`.
     """
 
     norm: str = "l2"
@@ -81,6 +88,11 @@ class HopSkipJump(Attack):
     def __post_init__(self):
         super().__post_init__()
         self._integers("queries", "halvings", "shortenings", "tries", least=1)
+        if self.targets:
+            raise ValueError(
+                f"targets is {self.targets}; HopSkipJump sees decisions only and cannot head for a "
+                "class that need not be reached: use restarts, or targeted=True."
+            )
 
     @property
     def init_passes(self) -> Passes:
@@ -129,7 +141,9 @@ class HopSkipJump(Attack):
         """
         x, size = state.x, state.x.size
         key = jax.random.fold_in(state.key, state.step + 1)
-        delta = norms.get("l2").distance(x - state.image) / size
+        # No smaller than what the bisection leaves, or x would see its own side only.
+        parts = min(size, 2**self.halvings / math.sqrt(size))
+        delta = norms.get("l2").distance(x - state.image) / parts
         number = self.queries_at(state.step)
 
         def ask(chunk, sums):

@@ -25,7 +25,7 @@ class SparseRS(RandomSearch):
     A proposal that raises the loss is kept. The start are k random pixels of random colours,
     k = floor(eps). alpha_i falls from alpha_init / 2 to alpha_init / 20 at the queries 50, 200,
     500, 1000, 2000, 4000, 6000 and 8000. Where one pixel is swapped, a colour that equals the clean
-    one is drawn anew. One pixel is always left to swap with: k is at most H W - 1.
+    one is drawn anew. Where all pixels are chosen, those that would be swapped get new colours.
 
     Croce, Andriushchenko et al. (2022), "Sparse-RS: a versatile framework for query-efficient
     sparse black-box adversarial attacks", algorithm 1 and appendix. Counts pixels, all channels
@@ -73,9 +73,13 @@ class SparseRS(RandomSearch):
     def propose(self, key, state: RandomSearchState) -> Point:
         clean, x, chosen = self._units(state.image), self._units(state.best.x), state.best.chosen
         k = _pixels_to_change(state.eps, len(clean))
-        swaps = jnp.minimum(self.swaps(state.step, k), jnp.minimum(k, len(clean) - k))
+        # Of all pixels those that leave come back, in new colours.
+        all_chosen = k == len(clean)
+        most = jnp.where(all_chosen, k, jnp.minimum(k, len(clean) - k))
+        swaps = jnp.minimum(self.swaps(state.step, k), most)
+        spare = jnp.where(all_chosen, chosen, ~chosen)
         key_set, key_colour, key_other = jax.random.split(key, 3)
-        leave, enter = random_subsets(key_set, jnp.stack([chosen, ~chosen]), swaps)
+        leave, enter = random_subsets(key_set, jnp.stack([chosen, spare]), swaps)
 
         corner = jax.random.bernoulli(key_colour, shape=clean.shape)
         same = jnp.all(corner == clean, axis=1) & (swaps == 1)
@@ -90,7 +94,7 @@ class SparseRS(RandomSearch):
 
 
 def _pixels_to_change(eps: jax.Array, pixels: int) -> jax.Array:
-    return jnp.minimum(jnp.floor(eps), pixels - 1)
+    return jnp.minimum(jnp.floor(eps), pixels)
 
 
 def random_subsets(key: jax.Array, among: jax.Array, count: jax.Array) -> jax.Array:
@@ -100,7 +104,7 @@ def random_subsets(key: jax.Array, among: jax.Array, count: jax.Array) -> jax.Ar
     until there are `count` of them. A sort takes much longer on a CPU.
 
     Args:
-      key: for all sets; right as long as they are disjoint.
+      key: for all sets, which are disjoint or equal; of equal sets the subsets are equal.
       among: `[sets, units]`, the sets as masks.
       count: how many, at most as many as the smallest set has.
     """

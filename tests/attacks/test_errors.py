@@ -137,6 +137,16 @@ def test_budgets_that_are_not_one_an_example():
     refused("eps", "0.125 0.125 0.125", "one for each", eps=np.full(3, 0.125))
 
 
+@pytest.mark.parametrize(("norm", "unit"), [("l0", "features"), ("l0_pixels", "pixels")])
+def test_a_budget_that_is_no_count(norm, unit):
+    for eps, value in ((0.0314, "0.0314"), (np.array([0, 1, 3, 0.25]), "0.25")):
+        wanted = value, repr(norm), f"a number of {unit}"
+        refused("eps", *wanted, attack=UntracedPGD(norm=norm), eps=eps)
+    some = UntracedPGD(norm=norm), CLASSIFIER, IMAGES, LABELS
+    with pytest.raises(ValueError, match=r"eps is 0\.5; in"):
+        attacks.robust_accuracies(*some, [0.25, 0.5], key=jax.random.key(0))
+
+
 def test_a_budget_for_a_minimum_norm_attack():
     refused("eps", "0.125", "minimum", attack=UntracedDeepFool(), eps=0.125)
 
@@ -332,6 +342,7 @@ OUT_OF_RANGE = {
         ("queries", 0, "integer of at least 1"),
         ("halvings", 1.5, "integer of at least 1"),
         ("tries", 0, "integer of at least 1"),
+        ("targets", 2, "restarts, or targeted=True"),
     ],
 }
 

@@ -39,6 +39,31 @@ def test_the_estimated_normal_points_along_the_gradient(norm):
     assert v @ w / np.linalg.norm(v) / np.linalg.norm(w) > 0.98
 
 
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_the_normal_of_thousands_of_features_is_found_from_as_near_as_bisection_comes(norm):
+    """On the shortest way, where x is the farthest from the boundary that it can be."""
+    shape = (64, 64, 3)
+    w = np.random.default_rng(0).choice(np.float32([-1, 1]), size=shape)
+    image, way = jnp.full(shape, 0.5), 0.1 * w  # which crosses the boundary at 0.9 of it
+
+    def classifier(images):
+        score = jnp.sum((images - image) * w, axis=(1, 2, 3)) - 0.09 * w.size
+        return jnp.stack([jnp.zeros_like(score), score], axis=1)
+
+    attack = attacks.HopSkipJump(norm=norm, steps=1, queries=1000)
+    goal, nothing = Goal(jnp.array(0), None, None), attack.nothing_found(image)
+
+    @jax.jit
+    def normal():
+        x = starts.pull_to_boundary(norm, classifier, image, goal, image + way, attack.halvings)
+        state = attacks.HopSkipJumpState(image, goal, KEY, jnp.array(0), x, nothing)
+        return attack._normal(classifier, state)
+
+    v = np.asarray(normal())
+    # On the boundary sqrt(2 n / (pi d)) = 0.23, of random vectors 1 / sqrt(d) = 0.01.
+    assert np.sum(v * w) / np.linalg.norm(v) / np.linalg.norm(w) > 0.15
+
+
 def test_noise_is_uniform_first_and_then_of_blocks():
     shape = (9, 6, 2)
     images = np.asarray(jax.vmap(lambda i: starts.noise(KEY, shape, i))(jnp.arange(2)))

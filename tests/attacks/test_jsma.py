@@ -84,6 +84,13 @@ def test_pairs_by_hand(rise, fall, pair):
     assert np.flatnonzero(mask).tolist() == pair
 
 
+@pytest.mark.parametrize(("among", "chosen"), [((1,), [1]), ((2,), []), ((), []), ((0, 1), [0, 1])])
+def test_the_last_feature_moves_by_itself(among, chosen):
+    rise, fall = jnp.array([1.0, 2.0, 3.0]), jnp.array([1.0, 1.0, -1.0])
+    mask = best_pair(rise, fall, jnp.isin(jnp.arange(3), jnp.array(among, int)))
+    assert np.flatnonzero(mask).tolist() == chosen
+
+
 def opposites(seed: int, shape, classes: int, clean: float) -> LinearProblem:
     """Black (or white) images and two classes of opposite weights: alpha |beta| is gain squared.
 

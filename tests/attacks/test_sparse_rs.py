@@ -107,6 +107,18 @@ def test_one_swap_is_one_pixel_back_and_one_in_a_new_colour(linear_classifier):
     assert np.any(seen.chosen[0] != seen.chosen[-1])
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 3), (2, 1, 2)])
+def test_of_all_pixels_one_comes_back_in_another_colour(shape, linear_classifier):
+    problem = random_linear(0, shape, classes=2)
+    seen = walk(attacks.SparseRS(), problem, linear_classifier(problem), shape[0], 60)
+    assert seen.chosen.all()
+    changed = np.any(seen.proposals != seen.accepted[:-1], axis=(3, 4)).sum(axis=2)
+    assert np.all(changed <= 1)
+    fewest = minimum_distances(problem, "l0_pixels")
+    assert np.array_equal(seen.adversarial[-1], np.isfinite(fewest))
+    assert seen.adversarial[-1].any()
+
+
 @pytest.mark.parametrize(
     ("norm", "shape", "classes", "targeted"),
     [("l0_pixels", (5, 4, 3), 2, True), ("l0", (20,), 3, False)],

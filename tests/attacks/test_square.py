@@ -97,7 +97,7 @@ def test_flipped_colours_are_all_the_other_ones_equally_often():
     [
         ("linf", (7, 5, 1)),
         pytest.param("l2", (13, 11, 3), marks=pytest.mark.exhaustive),
-        pytest.param("l1", (9, 14), marks=pytest.mark.exhaustive),
+        ("l1", (9, 14)),
         pytest.param("l1", (12,), marks=pytest.mark.exhaustive),
     ],
 )
