@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.api_util import debug_info
 from jax.extend import core
 
 # What these run is run many times, on data or on numbers of an array: it stays one equation.
@@ -60,10 +61,24 @@ def evaluate(eqn: core.JaxprEqn, inputs: Sequence[Any], **changed: Any) -> list[
 
     As a program of its own, for how a primitive is bound differs between versions of JAX.
     """
-    variables = {v: x for v, x in zip(eqn.invars, inputs, strict=True) if is_variable(v)}
-    eqn = eqn.replace(params={**eqn.params, **changed})
-    program = core.Jaxpr((), list(variables), eqn.outvars, [eqn], eqn.effects)
-    return core.jaxpr_as_fun(core.ClosedJaxpr(program, ()))(*variables.values())
+    values = {v: x for v, x in zip(eqn.invars, inputs, strict=True) if is_variable(v)}
+    return evaluate_all([eqn.replace(params={**eqn.params, **changed})], values, eqn.outvars)
+
+
+def evaluate_all(
+    eqns: Sequence[core.JaxprEqn], values: Mapping[core.Var, Any], wanted: Sequence[core.Var]
+) -> list[Any]:
+    """What some variables hold after these equations.
+
+    Args:
+      eqns: in order.
+      values: of the variables that the equations read and do not make, constants too.
+      wanted: the variables.
+    """
+    effects = frozenset().union(*(eqn.effects for eqn in eqns))
+    told = debug_info("evaluate_all", lambda: None, (), {})._replace(result_paths=None)
+    program = core.Jaxpr((), list(values), list(wanted), list(eqns), effects, told)
+    return core.jaxpr_as_fun(core.ClosedJaxpr(program, ()))(*values.values())
 
 
 def has_rule(eqn: core.JaxprEqn) -> bool:

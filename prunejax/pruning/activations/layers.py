@@ -55,10 +55,9 @@ class Traced(NamedTuple):
         self, wanted: Sequence[core.Var], variables: Variables, images: jax.Array
     ) -> list[jax.Array]:
         """What these variables of the program hold."""
-        constants, eqns = self.program.constants, self.program.eqns
-        jaxpr = core.Jaxpr(list(constants), self.program.inputs, list(wanted), eqns)
-        run = core.jaxpr_as_fun(core.ClosedJaxpr(jaxpr, list(constants.values())))
-        return run(*jax.tree.leaves((variables, images)))
+        program, leaves = self.program, jax.tree.leaves((variables, images))
+        inputs = dict(zip(program.inputs, leaves, strict=True))
+        return jaxprs.evaluate_all(program.eqns, {**program.constants, **inputs}, wanted)
 
 
 def feature_maps(
