@@ -23,7 +23,7 @@ def base(dataset: str, model: str, method: str, **method_options) -> config_dict
     config = config_dict.ConfigDict()
     config.seed = 0
     # A folder of another run whose network is the start; empty for a fresh network. What its mask
-    # has removed stays so in one_shot, iterative and lottery; the others begin with all weights.
+    # has removed stays so in one_shot and iterative; the others begin with all weights.
     config.init_from = ""
 
     config.dataset = config_dict.ConfigDict()

@@ -10,7 +10,7 @@ import numpy as np
 from prunejax.attacks import cascade
 from prunejax.attacks.attack import Attack
 from prunejax.attacks.diagnostics import strongest
-from prunejax.attacks.inputs import require_attack, require_options, validated
+from prunejax.attacks.inputs import require_attack, require_counts, require_options, validated
 from prunejax.attacks.runner import AttackResult
 from prunejax.classifier import Classifier
 
@@ -78,6 +78,8 @@ def robust_accuracies(
         raise ValueError(
             f"budgets is {budgets}; a list of increasing finite numbers >= 0 is needed."
         )
+    if not attack.minimum_norm:
+        require_counts("budgets", numbers, attack.norm)
     eps = None if attack.minimum_norm else numbers[-1]
     given = validated(attack, classifier, images, labels, key=key, eps=eps, **options)
     budgets, number = numbers.astype(np.float32), len(given.images)

@@ -15,7 +15,10 @@ Randomised = Callable[[Any, jax.Array, jax.Array], jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Expectation:
-    """Mean log-probabilities of a randomised network over fresh draws for each image.
+    """Mean logits of a randomised network over fresh draws for each image.
+
+    They decide, and rank what attacks climb, as the mean log-probabilities do, from which they
+    differ by one number for all classes.
 
     The draws are a function of the image's bits: another iterate of an attack meets other draws, as
     when the network drew anew at each pass, and yet the same image gives the same answer, so that
@@ -37,9 +40,6 @@ class Expectation:
     counted (`Diagnostics.unconfirmed`), the example stays robust, `Diagnostics.unrepeatable` is
     not 0, and the warnings ask for the expectation.
 
-    Of draws that are probabilities already it is the mean of these, which the warnings of attacks
-    notice: logits are needed.
-
     Attributes:
       apply_fn: `(variables, images [B, ...], key) -> logits [B, C]`.
       samples: draws for an image; AutoAttack's "rand" takes 20.
@@ -59,8 +59,7 @@ class Expectation:
             key = jax.random.key(self.seed, impl="threefry2x32")
             keys = jax.random.split(jax.random.fold_in(key, _fingerprint(image)), self.samples)
             draws = jax.vmap(lambda key: self.apply_fn(variables, image[None], key)[0])(keys)
-            log_probabilities = jnp.mean(jax.nn.log_softmax(draws), axis=0)
-            return jnp.where(_are_probabilities(draws), jnp.mean(draws, axis=0), log_probabilities)
+            return jnp.mean(draws, axis=0)
 
         return jax.vmap(one)(images)
 
@@ -90,8 +89,3 @@ def _fingerprint(image: jax.Array) -> jax.Array:
     # Odd multipliers that differ by position: neither a swap nor a small change goes unnoticed.
     weights = 2 * jnp.arange(bits.size, dtype=jnp.uint32) + jnp.uint32(2_654_435_761)
     return jnp.sum(bits * weights, dtype=jnp.uint32)
-
-
-def _are_probabilities(draws: jax.Array) -> jax.Array:
-    """Whether each row of `[samples, C]` is at least 0 and adds up to 1."""
-    return (draws >= 0).all() & (jnp.abs(draws.sum(axis=1) - 1) < 1e-4).all()

@@ -142,7 +142,7 @@ class HopSkipJump(Attack):
         x, size = state.x, state.x.size
         key = jax.random.fold_in(state.key, state.step + 1)
         # No smaller than what the bisection leaves, or x would see its own side only.
-        parts = min(size, 2**self.halvings / math.sqrt(size))
+        parts = min(size, 2.0 ** min(self.halvings, 64) / math.sqrt(size))
         delta = norms.get("l2").distance(x - state.image) / parts
         number = self.queries_at(state.step)
 

@@ -150,6 +150,16 @@ def _mesh(devices: Sequence[jax.Device] | None) -> Mesh:
     return Mesh(np.array(devices), ("data",))
 
 
+def require_counts(name: str, budgets: np.ndarray, norm: str) -> None:
+    """Raises a ValueError for budgets in L0 between 0 and 1, taken over from another norm."""
+    counted = {"l0": "features", "l0_pixels": "pixels"}.get(norm)
+    if counted and ((budgets > 0) & (budgets < 1)).any():
+        raise ValueError(
+            f"{name} is {budgets}; in {norm!r} it is a number of {counted}, 0 or at least 1 is "
+            "needed."
+        )
+
+
 def _budgets(attack, eps, number: int) -> np.ndarray:
     """`[number]` float32."""
     name = type(attack).__name__
@@ -163,12 +173,7 @@ def _budgets(attack, eps, number: int) -> np.ndarray:
     real = any(jnp.issubdtype(eps.dtype, kind) for kind in (jnp.floating, jnp.integer))
     if not real or eps.shape not in ((), (number,)) or not (eps >= 0).all():
         raise ValueError(f"eps is {eps}; a number >= 0 is needed, or one for each example.")
-    counted = {"l0": "features", "l0_pixels": "pixels"}.get(attack.norm)
-    if counted and ((eps > 0) & (eps < 1)).any():
-        raise ValueError(
-            f"eps is {eps}; in {attack.norm!r} it is a number of {counted}, "
-            "0 or at least 1 is needed."
-        )
+    require_counts("eps", eps, attack.norm)
     if not (eps <= np.finfo(np.float32).max).all():
         raise ValueError(f"eps is {eps}; the budget of {name} must be finite, as a float32.")
     return np.broadcast_to(eps.astype(np.float32), (number,)).copy()

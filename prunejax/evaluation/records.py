@@ -128,6 +128,8 @@ def _named(path: str | pathlib.Path) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError) as error:
+        if getattr(error, "errno", None):  # the system's: the file may be as it should be
+            raise
         raise ValueError(
             f"{path} is damaged ({error}). Remove it, and its examples are attacked again."
         ) from error

@@ -413,10 +413,10 @@ def _settings(
             "attack": repr(attack),
             "data": [dataset.name, dataset.split, _digest((dataset.images, dataset.labels))],
             "network": hashlib.sha256(network.encode()).hexdigest(),
-            "predictions": "" if network == described else _digest(predictions),
             "seed": seed,
             "weights": _digest(classifier.variables),
-        },
+        }
+        | ({} if network == described else {"predictions": _digest(predictions)}),
         sort_keys=True,
     )
 

@@ -131,6 +131,12 @@ class Criterion:
 
     def check(self, evidence: Evidence) -> None:
         """Raises a ValueError that names the criterion and the evidence that it lacks."""
+        of_data = {"gradient", "batches"}.intersection(self.needs)
+        if of_data and not all(map(examples_in, evidence.batches)):
+            raise ValueError(
+                f"evidence.batches holds a batch without examples; criterion {self.name!r} needs "
+                "some in each."
+            )
         missing = [need for need in self.needs if not _is_met(need, evidence)]
         if missing:
             fields = [f for need in missing for f in _FIELDS.get(need, (need,))]
@@ -144,8 +150,7 @@ class Criterion:
 
 def examples_in(batch: Batch) -> int:
     """How many examples a batch holds; 1 where its arrays have no axis of examples."""
-    lengths = [len(leaf) if jnp.ndim(leaf) else 1 for leaf in jax.tree.leaves(batch)]
-    return min(lengths, default=1)
+    return min((len(leaf) for leaf in jax.tree.leaves(batch) if jnp.ndim(leaf)), default=1)
 
 
 def widened(x: jax.Array) -> jax.Array:
@@ -160,6 +165,4 @@ def _is_met(need: str, evidence: Evidence) -> bool:
     if need == "gradient":
         return evidence.grads is not None or all(_is_met(f, evidence) for f in _FIELDS[need])
     value = getattr(evidence, need)
-    if need == "batches":
-        return bool(len(value)) and all(map(examples_in, value))
-    return value is not None
+    return bool(len(value)) if need == "batches" else value is not None

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from prunejax import masks
+from prunejax import masks, trees
 from prunejax.pruning import schedules
 from prunejax.pruning.evidence import Evidence
 from prunejax.pruning.pruner import Pruner
@@ -164,22 +164,31 @@ def changing(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def mask_of(state: optax.OptState) -> Mask | None:
+def mask_of(state: optax.OptState, params: Params | None = None) -> Mask | None:
     """The mask inside an optimiser's state, wherever it sits; None where there is none.
 
-    Where each of several optimisers has some of the parameters (`optax.multi_transform`), it is
-    made of all their masks; what none of them prunes is kept.
+    Args:
+      state: of an optimiser.
+      params: the parameters; needed where each of several optimisers has some of them
+        (`optax.multi_transform`). Their masks are put together, what none of them prunes is kept.
+
+    Raises:
+      ValueError: masks of some of the parameters, without `params`.
     """
     is_masked = lambda node: isinstance(node, MaskedState)  # noqa: E731
     found = [s.mask for s in jax.tree.leaves(state, is_leaf=is_masked) if is_masked(s)]
     if not found:
         return None
     is_absent = lambda node: isinstance(node, optax.MaskedNode)  # noqa: E731
-    return jax.tree.map(
-        lambda *own: next((keep for keep in own if not is_absent(keep)), jnp.array(True)),
-        *found,
-        is_leaf=is_absent,
-    )
+    parts = jax.tree.leaves(found, is_leaf=is_absent)
+    if len(found) == 1 and not any(map(is_absent, parts)):
+        return found[0]
+    if params is None:
+        raise ValueError(
+            "params is None; the state holds masks of parts of the parameters, pass these too."
+        )
+    by_path = {path: keep for mask in found for path, keep in trees.flatten(mask).items()}
+    return trees.map_with_path(lambda path, _: by_path.get(path, jnp.array(True)), params)
 
 
 def _masked_update(inner, grads, inner_state, params, mask, extra):

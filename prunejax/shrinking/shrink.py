@@ -38,8 +38,8 @@ def shrink(
     all that belongs to a channel. (Not those that activations read from each other, as queries and
     keys: they must be zero without their layers, as they are not behind elu(x) + 1.) Weights that
     the mask removes singly stay as zeros. Rules of differentiation of the network's own
-    (`jax.custom_vjp`, `jax.custom_jvp`) stay in force: channels that such a call mixes are not
-    removed.
+    (`jax.custom_vjp`, `jax.custom_jvp`) stay in force: channels that such a call mixes, or has
+    numbers of its own for, are not removed.
 
     Args:
       classifier: the network, its variables with the entry "params".

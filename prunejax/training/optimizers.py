@@ -36,12 +36,9 @@ def create(
     for option in options:
         if option not in inspect.signature(make).parameters:
             raise ValueError(f"optimizer {name!r} has no {option}; leave it out or take another.")
-    schedules = {
-        "cosine": optax.cosine_decay_schedule,
-        "constant": lambda rate, steps: optax.constant_schedule(rate),
-    }
-    rate_at = names.lookup("schedule", schedule, schedules)(learning_rate, steps)
-    return make(lambda step: rate_at(begin + step), **options)
+    cosine = optax.cosine_decay_schedule(learning_rate, steps)
+    rates = {"cosine": lambda step: cosine(begin + step), "constant": learning_rate}
+    return make(names.lookup("schedule", schedule, rates), **options)
 
 
 def _sgd(learning_rate, momentum=0.9, nesterov=True, weight_decay=0.0):

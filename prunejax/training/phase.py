@@ -49,7 +49,7 @@ class Start(NamedTuple):
 
 
 def _mask_in_optimizer(trainable: Any, auxiliary: Auxiliary, opt_state: optax.OptState) -> Mask:
-    mask = pruning.mask_of(opt_state)
+    mask = pruning.mask_of(opt_state, trainable)
     return masks.dense(trainable) if mask is None else mask
 
 

@@ -143,8 +143,8 @@ def test_a_budget_that_is_no_count(norm, unit):
         wanted = value, repr(norm), f"a number of {unit}"
         refused("eps", *wanted, attack=UntracedPGD(norm=norm), eps=eps)
     some = UntracedPGD(norm=norm), CLASSIFIER, IMAGES, LABELS
-    with pytest.raises(ValueError, match=r"eps is 0\.5; in"):
-        attacks.robust_accuracies(*some, [0.25, 0.5], key=jax.random.key(0))
+    with pytest.raises(ValueError, match=r"budgets is \[0\.25 2\.  \]; in"):
+        attacks.robust_accuracies(*some, [0.25, 2], key=jax.random.key(0))
 
 
 def test_a_budget_for_a_minimum_norm_attack():

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from prunejax import masks, pruning, shrinking
+from prunejax import masks, pruning, shrinking, trees
 from prunejax.classifier import Classifier, Network
 from prunejax.pruning import CRITERIA, Evidence, Pruner, prune
 
@@ -207,6 +207,38 @@ def test_synflow_of_a_network_whose_flow_is_beyond_float32():
             np.testing.assert_allclose(found, flow / forwards[-1].sum(), rtol=1e-5)
 
 
+class Pooled(nn.Module):
+    """Max pooling begins with a number that is to have the dtype of the rest."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.max_pool(nn.relu(nn.Conv(4, (3, 3), use_bias=False)(x)), (2, 2), (2, 2))
+        return nn.Dense(2, use_bias=False)(x.reshape(len(x), -1))
+
+
+def test_synflow_of_a_network_with_max_pooling():
+    network = Network(Pooled())
+    params = network.init(jax.random.key(0), (4, 4, 1))["params"]
+    evidence = Evidence(network=network, input_shape=(4, 4, 1))
+    scores = CRITERIA["synflow"](params, evidence)
+    for kernel in trees.flatten(scores).values():
+        np.testing.assert_allclose(kernel.sum(), 1, rtol=1e-5)
+    mask = prune(params, 0.5, SYNFLOW, evidence=evidence, rounds=3)
+    assert sum(int(leaf.sum()) for leaf in jax.tree.leaves(mask)) == (36 + 32) // 2
+
+
+def test_a_flow_beyond_the_networks_own_dtype_is_an_error():
+    def half(params, x):
+        for layer in params:
+            x = (x.astype(jnp.float16) @ layer.astype(jnp.float16)).astype(jnp.float16)
+        return x
+
+    params = [jnp.full((3, 3), 90.0) for _ in range(4)]
+    evidence = Evidence(network=half, input_shape=(3,))
+    with pytest.raises(ValueError, match="'synflow' gives no unit a score that is a number"):
+        prune(params, 0.5, SYNFLOW, evidence=evidence)
+
+
 def test_synflow_is_conserved_by_layers_and_by_units_whatever_the_signs():
     scores = synflow(LAYERS)
     for layer in scores:
@@ -346,7 +378,7 @@ def test_examples_that_are_none_and_scores_that_are_no_numbers_are_named(name):
     params = {"w": jnp.ones((4, 2))}
     loss = lambda p, x: jnp.mean(x @ p["w"])  # noqa: E731
     none = Evidence(loss=loss, batches=(jnp.zeros((0, 4)),))
-    with pytest.raises(ValueError, match=f"criterion '{name}' needs batches"):
+    with pytest.raises(ValueError, match=f"holds a batch without examples; criterion '{name}'"):
         prune(params, 0.5, Pruner(name), evidence=none)
     bad = none._replace(
         loss=lambda p, x: loss(p, x) * jnp.sqrt(-jnp.sum(p["w"])), batches=(jnp.ones((3, 4)),)

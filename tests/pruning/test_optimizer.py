@@ -343,13 +343,13 @@ def test_the_masks_of_several_optimisers_are_one():
     of["biases"] = optax.sgd(0.1)
     tx = optax.multi_transform(
         of,
-        lambda params: trees.map_with_path(
-            lambda path, _: path.split("/")[0] if "kernel" in path else "biases", params
-        ),
+        {"first": {"kernel": "first", "bias": "biases"}, "second": "second"},
     )
     state = tx.init(params)
     _, state = tx.update(jax.grad(loss)(params, 0), state, params)
-    mask = pruning.mask_of(state)
+    with pytest.raises(ValueError, match="params is None; the state holds masks of parts"):
+        pruning.mask_of(state)
+    mask = pruning.mask_of(state, params)
     assert masks.kept(params, mask) == {
         "first/kernel": 12, "first/bias": 6, "second/kernel": 6, "second/bias": 5
     }  # fmt: skip

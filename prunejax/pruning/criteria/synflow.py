@@ -5,6 +5,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax import export
 
 from prunejax.classifier import Network
 from prunejax.pruning.evidence import Criterion, Evidence, Params
@@ -36,7 +37,7 @@ def _of_normalised(network):
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _shares(network, input_shape, params, variables):
-    with jax.enable_x64(True):
+    def shares(params, variables):
         positive, variables = _double(jax.tree.map(jnp.abs, params)), _double(variables)
 
         def outputs(params):
@@ -44,8 +45,14 @@ def _shares(network, input_shape, params, variables):
             return network(variables_of, jnp.ones((1, *input_shape), jnp.float64)).sum()
 
         total, flow = jax.value_and_grad(outputs)(positive)
-        share = 1 / jnp.where(total > 0, total, 1)  # what is cut off has no flow
+        # What is cut off has no flow; what a network of its own dtype lets overflow, no number.
+        share = jnp.where(total < jnp.inf, 1 / jnp.where(total > 0, total, 1), jnp.nan)
         return jax.tree.map(lambda w, f: (w * f * share).astype(jnp.float32), positive, flow)
+
+    # As a finished program: what is traced with 64 bits has to be lowered with them too.
+    with jax.enable_x64(True):
+        program = export.export(jax.jit(shares))(*jax.eval_shape(lambda *x: x, params, variables))
+        return program.call(params, variables)
 
 
 def _double(tree):
