@@ -87,72 +87,84 @@ class Diagnostics(NamedTuple):
 
     def doubts(self) -> list[Doubt]:
         """The reasons to doubt, each of another kind."""
-        found, size = {}, self.weaker.size
+        found, size = [], self.weaker.size
+
+        def doubt(kind, sentence, number=0):
+            found.append(Doubt(kind, sentence, number))
+
         zero, non_finite, at_target = (
             round(share * size) for share in (self.zero_gradient, self.non_finite, self.at_target)
         )
-        weaker = int(self.weaker.sum())
         if self.loss != self.asked_loss:
-            found["loss"] = (
+            doubt(
+                "loss",
                 f"loss {self.asked_loss!r} needs more classes than there are; "
-                f"{self.loss!r} was used."
+                f"{self.loss!r} was used.",
             )
         if zero:
-            found["zero_gradient"] = (
+            doubt(
+                "zero_gradient",
                 f"{zero} of {size} images have a zero gradient: robustness may be masked, look "
-                "at a black-box attack and at the margin loss."
+                "at a black-box attack and at the margin loss.",
+                zero,
             )
         if non_finite:
-            found["non_finite"] = (
-                f"{non_finite} of {size} images have non-finite logits or gradients."
+            doubt(
+                "non_finite",
+                f"{non_finite} of {size} images have non-finite logits or gradients.",
+                non_finite,
             )
         if self.probabilities:
-            found["probabilities"] = (
-                "The outputs look like probabilities; remove the softmax, logits are needed."
+            doubt(
+                "probabilities",
+                "The outputs look like probabilities; remove the softmax, logits are needed.",
             )
         if self.at_target > 0.5:
-            found["at_target"] = (
+            doubt(
+                "at_target",
                 f"{at_target} of {size} images are classified as the class to reach already: "
-                "labels of a targeted attack are that class, not the true one."
+                "labels of a targeted attack are that class, not the true one.",
+                at_target,
             )
         if self.unrepeatable > REPEATABLE:
-            found["unrepeatable"] = (
+            doubt(
+                "unrepeatable",
                 f"Logits of repeated passes differ by {self.unrepeatable:.2g}: a randomised "
-                "network needs expectation over its randomness."
+                "network needs expectation over its randomness.",
+                self.unrepeatable,
             )
         elif self.batch_dependent > ALIKE:
-            found["batch_dependent"] = (
+            doubt(
+                "batch_dependent",
                 f"Logits of an image differ by {self.batch_dependent:.2g} of the largest beside "
-                "other images: use the network in evaluation mode, or results depend on the batch."
+                "other images: use the network in evaluation mode, or results depend on the batch.",
+                self.batch_dependent,
             )
-        if weaker:
-            found["weaker"] = (
+        if weaker := int(self.weaker.sum()):
+            doubt(
+                "weaker",
                 f"{weaker} of {size} examples fell to a single step along the gradient but not "
                 "to this attack, which is weaker there: it has too few steps or too large ones, or "
-                "the gradients are masked."
+                "the gradients are masked.",
+                weaker,
             )
         if self.diverged:
-            found["diverged"] = (
+            doubt(
+                "diverged",
                 f"{self.diverged} attempts ended in NaN: near some images the network is not "
-                "finite, and examples may count as robust only because the attack got lost there."
+                "finite, and examples may count as robust only because the attack got lost there.",
+                self.diverged,
             )
         if self.outside:
-            found["outside"] = (
-                f"{self.outside} returned images were outside ball or box and were refused."
+            doubt(
+                "outside",
+                f"{self.outside} returned images were outside ball or box and were refused.",
+                self.outside,
             )
         if self.unconfirmed:
-            found["unconfirmed"] = (
-                f"{self.unconfirmed} successes were not confirmed and were refused."
+            doubt(
+                "unconfirmed",
+                f"{self.unconfirmed} successes were not confirmed and were refused.",
+                self.unconfirmed,
             )
-        numbers = {
-            "zero_gradient": zero,
-            "non_finite": non_finite,
-            "at_target": at_target,
-            "unrepeatable": self.unrepeatable,
-            "batch_dependent": self.batch_dependent,
-            "weaker": weaker,
-            "diverged": self.diverged,
-            "outside": self.outside,
-            "unconfirmed": self.unconfirmed,
-        }
-        return [Doubt(kind, sentence, numbers.get(kind, 0)) for kind, sentence in found.items()]
+        return found

@@ -144,9 +144,10 @@ def evaluate(
     the larger ball, so it is recorded again and not attacked. Where several processes evaluate
     together, each attacks its share; the folder must be one that all of them see.
 
-    What is there already is kept if data, attack, seed, the variables and the predictions of the
-    network are the same. Of a function that holds its weights itself, without variables, that says
-    too little: its records are made anew each time.
+    What is there already is kept if data, attack, seed, network and variables are the same; of a
+    plain function in the place of the network, if its name and its predictions are. Of one that
+    holds its weights itself, without variables, that says too little: its records are made anew
+    each time. Warnings that count examples count those of one part that was attacked together.
 
     Args:
       classifier: under attack.

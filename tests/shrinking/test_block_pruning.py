@@ -364,9 +364,11 @@ def test_blocks_with_excluded_weights_are_left_alone(resnet):
 
 @pytest.mark.parametrize("criterion", DATA_CRITERIA)
 def test_criteria_of_data_without_data_are_refused(criterion):
-    nothing = evidence_of(PIXELS[:0])
-    for evidence in (None, nothing):
-        with pytest.raises(ValueError, match=f"criterion '{criterion}' needs batches"):
+    for evidence, sentence in (
+        (None, f"criterion '{criterion}' needs batches"),
+        (evidence_of(PIXELS[:0]), f"a batch without examples; criterion '{criterion}'"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
             shrinking.block_scores(chain(1), SMALL, Pruner(criterion), evidence)
 
 
