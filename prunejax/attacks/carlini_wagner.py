@@ -117,12 +117,15 @@ class CarliniWagner(Attack):
         )
 
     def step(self, classifier, state: CarliniWagnerState) -> CarliniWagnerState:
+        # As it comes back from tanh space: to Adam the rounding of a round's start is a gradient.
+        clean = from_tanh_space(to_tanh_space(state.image))
+
         def objective(w):
             x = from_tanh_space(w)
             logits = logits_of(classifier, x)
             margin = losses.margin(logits, state.goal)
             penalty = state.c * jax.nn.relu(self.confidence - margin)
-            return jnp.sum(jnp.ravel(x - state.image) ** 2) + penalty, (x, logits)
+            return jnp.sum(jnp.ravel(x - clean) ** 2) + penalty, (x, logits)
 
         (loss, (x, logits)), grad = jax.value_and_grad(objective, has_aux=True)(state.w)
         # Whoever heads for a target may also leave the label for a third class.

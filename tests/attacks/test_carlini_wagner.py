@@ -122,3 +122,14 @@ def test_leaving_the_label_for_a_third_class_counts_where_another_is_headed_for(
     goal = attacks.Goal(jnp.array(0), jnp.array(1))
     state = attack.init(classifier, jnp.full(2, 0.5), goal, jax.random.key(0), jnp.inf)
     assert attack.step(classifier, state).found.success == success
+
+
+def test_a_round_starts_by_the_slope_alone_however_small_c_is():
+    """Adam divides a slope by its size: rounding in a distance of zero would be one too."""
+    image, c = jnp.linspace(0.05, 0.95, 19), 1e-9
+    classifier = Classifier(None, lambda _, x: jnp.stack([0 * x[:, 0], x.sum(axis=1) - 18], 1))
+    attack = attacks.CarliniWagner(steps=5, rounds=1, initial_c=c, learning_rate=0.01)
+    state = attack.init(classifier, image, attacks.Goal(jnp.int32(0)), KEY, jnp.inf)
+    moved = attack.step(classifier, state).w - state.w
+    slope = c * 2 * image * (1 - image)  # of the margin along w
+    np.testing.assert_allclose(moved, 0.01 * slope / (slope + 1e-8), rtol=1e-2, atol=1e-6)
