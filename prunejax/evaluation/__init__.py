@@ -1,16 +1,15 @@
 """How robust a network is: attack protocols, per-example records, and what is read off them."""
 
 from prunejax.evaluation import records
-from prunejax.evaluation.robustness import (
-    Protocol,
+from prunejax.evaluation.accuracy import (
     accuracies,
     at_budget,
     clean_accuracy,
-    evaluate,
     is_complete,
-    predict,
     robust_accuracy,
 )
+from prunejax.evaluation.protocol import Protocol
+from prunejax.evaluation.robustness import evaluate, predict
 from prunejax.evaluation.sensitivity import accuracy_under
 
 __all__ = [

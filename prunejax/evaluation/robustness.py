@@ -1,6 +1,5 @@
-"""Attacks a classifier as a protocol says, and reads accuracies off the records."""
+"""Attacks a classifier as protocols say, and leaves a record of each attacked example."""
 
-import dataclasses
 import functools
 import hashlib
 import json
@@ -25,6 +24,8 @@ from prunejax.attacks.lanes import lane_count
 from prunejax.classifier import Classifier
 from prunejax.data import Dataset
 from prunejax.evaluation import records
+from prunejax.evaluation.accuracy import at_budget
+from prunejax.evaluation.protocol import Protocol
 
 Progress = Callable[[str, int, int], None]
 
@@ -33,60 +34,6 @@ Progress = Callable[[str, int, int], None]
 # part has fewer examples than lanes.
 ROUNDS_A_WRITE = 2
 FOUND = ("success", "distance", "forwards", "backwards")  # of results, by the names of the columns
-
-
-@dataclasses.dataclass(frozen=True)
-class Protocol:
-    """One attack of an evaluation, and the budgets at which to look.
-
-    Attributes:
-      name: of the records file and in tables.
-      attack: the attack, untargeted: it is given the true classes.
-      budgets: increasing, in the attack's norm. A fixed-budget attack runs at each; a minimum-norm
-        attack runs once, whatever they are.
-      stated: the one budget that tables quote.
-
-    Raises:
-      ValueError: a name that is none of a file, a targeted attack, or budgets that are not finite,
-        not increasing or negative, or not those at which it runs.
-    """
-
-    name: str
-    attack: Attack | Cascade
-    budgets: tuple[float, ...]
-    stated: float
-
-    def __post_init__(self):
-        if not self.name or pathlib.PurePath(self.name).name != self.name:
-            raise ValueError(f"name is {self.name!r}; it must be one for a file, without folders.")
-        if self.attack.targeted:
-            raise ValueError(
-                f"attack of {self.name!r} is {self.attack}, targeted; accuracy needs one that only "
-                "leaves the true class."
-            )
-        if not all(map(_is_finite, self.budgets)):
-            raise ValueError(f"budgets of {self.name!r} is {self.budgets}; all must be finite.")
-        if list(self.budgets) != sorted(set(self.budgets)) or not self.budgets:
-            raise ValueError(
-                f"budgets of {self.name!r} is {self.budgets}; increasing ones are needed."
-            )
-        if min(self.budgets) < 0:
-            raise ValueError(f"budgets of {self.name!r} is {self.budgets}; none may be negative.")
-        if not _is_finite(self.stated) or self.stated < 0:
-            raise ValueError(
-                f"stated budget of {self.name!r} is {self.stated}; a finite number >= 0 is needed."
-            )
-        if not self.attack.minimum_norm and self.stated not in self.budgets:
-            raise ValueError(
-                f"stated budget {self.stated} of {self.name!r} is not in {self.budgets}."
-            )
-
-
-def _is_finite(budget: Any) -> bool:
-    """Whether it is a number, finite as float32 too."""
-    number = np.asarray(budget)
-    real = number.ndim == 0 and number.dtype.kind in "iuf"
-    return real and bool(abs(number) <= np.finfo(np.float32).max)
 
 
 def predict(
@@ -244,16 +191,7 @@ def _runs(
         )  # fmt: skip
         return whole._replace(width=lane_count(share, batch_size, whole.mesh.size))
 
-    return [(budget, given(budget)) for budget in _budgets(protocol)]
-
-
-def _budgets(protocol: Protocol) -> Sequence[float | None]:
-    return [None] if protocol.attack.minimum_norm else protocol.budgets
-
-
-def is_complete(table: pa.Table, protocol: Protocol, examples: int) -> bool:
-    """Whether an attack's records hold that many examples at every budget of the protocol."""
-    return all(len(at_budget(table, budget)) == examples for budget in _budgets(protocol))
+    return [(budget, given(budget)) for budget in protocol.runs_at]
 
 
 def _parts(indices: np.ndarray, batch_size: int) -> list[np.ndarray]:
@@ -304,69 +242,6 @@ def _of_all_processes(doubts: list[Doubt]) -> list[Doubt]:
     padded = np.pad(text, (0, longest - len(text)), constant_values=ord(" "))
     texts = multihost_utils.process_allgather(padded).reshape(-1, longest)
     return strongest(Doubt(*one) for text in texts for one in json.loads(text.tobytes()))
-
-
-def at_budget(table: pa.Table, budget: float | None) -> pa.Table:
-    """The rows of one budget; None selects those of minimum-norm attacks."""
-    if budget is None:
-        return table.filter(pc.is_null(table["budget"]))
-    return table.filter(pc.equal(table["budget"], pa.scalar(budget, pa.float32())))
-
-
-def accuracies(table: pa.Table, protocols: Sequence[Protocol], examples: int) -> dict[str, Any]:
-    """What records say of a network: the part of a summary that is computed from them alone.
-
-    Args:
-      table: all records of the network.
-      protocols: the attacks; those whose records are not complete are left out.
-      examples: how many were to be attacked.
-
-    Returns:
-      `clean_accuracy`, and `robust_accuracy`: for each attack its name, norm, stated budget, and
-      the accuracy at that.
-    """
-    of = {p.name: table.filter(pc.equal(table["attack"], p.name)) for p in protocols}
-    return {
-        "clean_accuracy": clean_accuracy(table),
-        "robust_accuracy": [
-            {
-                "attack": protocol.name,
-                "norm": protocol.attack.norm,
-                "budget": protocol.stated,
-                "accuracy": robust_accuracy(of[protocol.name], protocol.stated),
-            }
-            for protocol in protocols
-            if is_complete(of[protocol.name], protocol, examples)
-        ],
-    }
-
-
-def clean_accuracy(table: pa.Table) -> float:
-    """Share of the recorded examples that are classified right without an attack."""
-    first = table.group_by("index").aggregate([("label", "min"), ("prediction", "min")])
-    return float(np.mean(first["label_min"].to_numpy() == first["prediction_min"].to_numpy()))
-
-
-def robust_accuracy(table: pa.Table, budget: float) -> float:
-    """Share of the examples that one attack leaves right at `budget`.
-
-    Args:
-      table: records of one attack on one classifier.
-      budget: for a minimum-norm attack any; otherwise one that it was run at.
-
-    Raises:
-      ValueError: no finite budget of at least 0, or a fixed-budget attack that was not run at it.
-    """
-    if not _is_finite(budget) or budget < 0:
-        raise ValueError(f"budget is {budget}; a finite number >= 0 is needed.")
-    minimum_norm = at_budget(table, None)
-    if len(minimum_norm):
-        return float(np.mean(minimum_norm["distance"].to_numpy() > budget))
-    rows = at_budget(table, budget)
-    if not len(rows):
-        tried = sorted(set(table["budget"].to_pylist()))
-        raise ValueError(f"budget is {budget}; the attack was run at {tried}.")
-    return float(1 - np.mean(rows["success"].to_numpy()))
 
 
 def _fallen(done: pa.Table, budget: float | None) -> pa.Table:
