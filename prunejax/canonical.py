@@ -5,7 +5,7 @@ kernel. XLA's CPU compiler brings that to the layout its fast code wants, but no
 body, where it then runs 3 to 40 times slower. `canonical` rewrites a function so that each of its
 convolutions has the layout NHWC x HWIO -> NHWC from the start; the mathematics is unchanged.
 The gradient of a strided convolution, in which XLA would also multiply inserted zeros, becomes a
-convolution without them; on a CPU convolutions of few channels get the number that is fast.
+convolution without them; on a CPU convolutions of few channels get as many as are fast.
 """
 
 import functools
@@ -20,9 +20,8 @@ from jax.extend import core
 from prunejax import jaxprs
 
 # Up to 16 features XLA's CPU compiler takes code that is 2 to 7 times slower than that for 32, and
-# with an odd number of inputs that for 17 to 32 is slow too (jaxlib 0.10; in 0.12 1.5 to 3 times).
-# Convolutions of more than 8 inputs gain nothing.
-_FEW_INPUTS, _FAST_FEATURES = 8, 32
+# with an odd number of inputs that for 17 to 32 is slow too (jaxlib 0.10; in 0.12 1.2 to 3 times).
+_FAST_CHANNELS = 32
 
 
 def canonical(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -104,6 +103,10 @@ def _canonical_convolution(lhs, rhs, **params):
         return _undone_stride(lhs, rhs, **params)
     if _is_narrow(lhs, rhs, **params):
         return _widened(lhs, rhs, **params)
+    return _as_it_is(lhs, rhs, **params)
+
+
+def _as_it_is(lhs, rhs, **params):
     batch, *space, features = range(lhs.ndim)
     numbers = lax.ConvDimensionNumbers(
         lhs_spec=(batch, features, *space),
@@ -151,7 +154,8 @@ def _undone_stride(lhs, rhs, *, lhs_dilation, padding, **params):
         (low, block + tap - 1 - n - low)
         for low, block, tap, n in zip(lows, blocks, taps, sizes, strict=True)
     ]
-    rhs = _filled(rhs, [tap * s for tap in taps])
+    behind = [(0, tap * s - k) for tap, k in zip(taps, kernel_sizes, strict=True)]
+    rhs = _padded(rhs, dict(enumerate(behind)))
     parts = rhs.reshape(taps[0], s, taps[1], s, inputs, features)[:, ::-1, :, ::-1]
     parts = parts.transpose(0, 2, 4, 1, 3, 5).reshape(*taps, inputs, s * s * features)
     out = _canonical_convolution(lhs, parts, lhs_dilation=(1, 1), padding=tuple(pads), **params)
@@ -162,37 +166,63 @@ def _undone_stride(lhs, rhs, *, lhs_dilation, padding, **params):
 
 
 def _is_narrow(
-    lhs, rhs, *, lhs_dilation, rhs_dilation, feature_group_count, batch_group_count, **_
+    lhs,
+    rhs,
+    *,
+    window_strides,
+    padding,
+    lhs_dilation,
+    rhs_dilation,
+    feature_group_count,
+    batch_group_count,
+    **_,
 ):
-    """A planar convolution of few channels on a CPU: the first layer of most networks."""
+    """A planar convolution of few channels on a CPU: the first layers of most networks."""
     once = {*lhs_dilation, *rhs_dilation, feature_group_count, batch_group_count} == {1}
     if lhs.ndim != 4 or not once or jax.default_backend() != "cpu":
         return False
-    *_, inputs, features = rhs.shape
-    few = inputs <= _FEW_INPUTS and features <= _FAST_FEATURES
-    return few and (inputs, features) != _widths(inputs)
+    return _neighbours(lhs.shape, rhs.shape, window_strides[1], padding[1]) > 0
 
 
-def _widths(inputs: int) -> tuple[int, int]:
-    """Inputs and features for which XLA's CPU compiler takes its fast code."""
-    return inputs + (inputs % 2 if inputs > 1 else 0), _FAST_FEATURES
+def _neighbours(lhs: Sequence[int], rhs: Sequence[int], stride: int, padding: Sequence[int]) -> int:
+    """How many outputs beside each other should be one with more features; 0 for as it is."""
+    inputs, features = rhs[2:]
+    outputs = (lhs[2] + sum(padding) - rhs[1]) // stride + 1
+    most = min(_FAST_CHANNELS // max(inputs, features), outputs)
+    if most > 1:
+        return 2 ** (most.bit_length() - 1)
+    if most == 1 and inputs % 2 == 1 and inputs > 1 and outputs > 1:
+        return 1 if stride % 2 == 0 else 2
+    return 0
 
 
-def _widened(lhs, rhs, **params):
-    """The same convolution with channels of zeros besides, whose features are cut off again."""
-    *_, inputs, features = rhs.shape
-    wide_inputs, wide_features = _widths(inputs)
-    zero, none = jnp.zeros((), rhs.dtype), (0, 0, 0)
-    more_inputs, more_features = (0, wide_inputs - inputs, 0), (0, wide_features - features, 0)
-    out = _canonical_convolution(
-        lax.pad(lhs, zero.astype(lhs.dtype), (none, none, none, more_inputs)),
-        lax.pad(rhs, zero, (none, none, more_inputs, more_features)),
+def _widened(lhs, rhs, *, window_strides, padding, **params):
+    """The same convolution with pixels that lie beside each other as channels of one.
+
+    A block of n outputs is one pixel with n times the features; it reads blocks of n x stride
+    pixels, each one pixel with that many times the inputs. In memory nothing moves.
+    """
+    stride, (low, high) = window_strides[1], padding[1]
+    (number, height, width, inputs), (rows, size, _, features) = lhs.shape, rhs.shape
+    n = _neighbours(lhs.shape, rhs.shape, stride, padding[1])
+    outputs = (width + low + high - size) // stride + 1
+    blocks, taps = -(-outputs // n), -(-(stride * (n - 1) + size) // (stride * n))
+    block, columns = stride * n, (blocks - 1 + taps) * stride * n
+    lhs = _padded(lhs, {2: (low, columns - width - low)})
+    # Output r of a block sees the kernel stride x r pixels farther on.
+    starts = range(0, block, stride)
+    parts = [_padded(rhs, {1: (start, taps * block - size - start)}) for start in starts]
+    out = _as_it_is(
+        lhs.reshape(number, height, columns // block, block * inputs),
+        jnp.stack(parts, -2).reshape(rows, taps, block * inputs, n * features),
+        window_strides=(window_strides[0], 1),
+        padding=(padding[0], (0, 0)),
         **params,
     )
-    return out[..., :features]
+    return out.reshape(number, out.shape[1], blocks * n, features)[:, :, :outputs]
 
 
-def _filled(rhs, sizes):
-    """The kernel with zeros behind it."""
-    ends = [(0, size - k, 0) for size, k in zip(sizes, rhs.shape[:2], strict=True)]
-    return lax.pad(rhs, jnp.zeros((), rhs.dtype), (*ends, (0, 0, 0), (0, 0, 0)))
+def _padded(array, edges):
+    """Zeros before and behind along some axes, `{axis: (low, high)}`; negative numbers cut off."""
+    edges = [(*edges.get(axis, (0, 0)), 0) for axis in range(array.ndim)]
+    return lax.pad(array, jnp.zeros((), array.dtype), edges)

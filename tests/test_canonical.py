@@ -304,12 +304,27 @@ def test_a_strided_convolution_and_its_gradient(kernel, stride, padding):
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere nothing is widened")
 @pytest.mark.parametrize(
-    ("inputs", "features", "wide"),
-    [(1, 16, (1, 32)), (2, 6, (2, 32)), (3, 32, (4, 32)), (3, 33, (3, 33)), (9, 16, (9, 16))],
+    ("inputs", "features", "stride", "kernel"),
+    [
+        (1, 16, 1, (3, 2, 2, 32)),
+        (2, 6, 1, (3, 2, 8, 24)),
+        (1, 16, 2, (3, 1, 4, 32)),
+        (3, 32, 1, (3, 2, 6, 64)),
+        (3, 32, 2, (3, 1, 6, 32)),
+        (1, 2, 3, (3, 1, 6, 4)),  # a row has three outputs: no use in blocks of sixteen
+        (4, 32, 1, (3, 2, 4, 32)),
+        (3, 33, 1, (3, 2, 3, 33)),
+        (9, 16, 1, (3, 2, 18, 32)),
+    ],
 )
-def test_few_channels_become_as_many_as_are_fast(inputs, features, wide):
-    x, w = array(2, 8, 7, inputs), array(3, 2, inputs, features)
-    assert_same(lambda x, w: conv(x, w, (2, 1)), x, w)
-    program = jax.make_jaxpr(canonical(lambda x, w: conv(x, w, (2, 1))))(x, w).jaxpr
+@pytest.mark.parametrize("padding", ["SAME", "VALID", ((0, 1), (3, -2))])
+def test_few_channels_become_as_many_as_are_fast(inputs, features, stride, kernel, padding):
+    x, w = array(2, 8, 9, inputs), array(3, 2, inputs, features)
+
+    def convolve(x, w):
+        return conv(x, w, (2, stride), padding)
+
+    assert_same(convolve, x, w)
+    program = jax.make_jaxpr(canonical(convolve))(x, w).jaxpr
     (eqn,) = (e for e in equations(program) if e.primitive is lax.conv_general_dilated_p)
-    assert eqn.invars[1].aval.shape == (3, 2, *wide)
+    assert eqn.invars[1].aval.shape == kernel

@@ -21,15 +21,17 @@ import jax
 import jax.numpy as jnp
 import optax
 from absl import app, flags
+from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
 from rich.table import Table
 
 from experiments import environment, progress
 from experiments.benchmarks import machine, timing
 from prunejax import masks, models, pruning, shrinking
+from prunejax.canonical import canonical
 from prunejax.classifier import Classifier, Network
 from prunejax.evaluation import efficiency
-from prunejax.training import loop, objectives
+from prunejax.training import batches, loop, objectives
 from prunejax.training.phase import Phase
 
 IMAGE_SHAPE = (32, 32, 3)
@@ -119,28 +121,31 @@ def _shrunk(name: str, show) -> list[dict[str, Any]]:
     ]
 
 
-def _images() -> tuple[jax.Array, jax.Array]:
-    images = jax.random.uniform(jax.random.key(1), (_BATCH.value, *IMAGE_SHAPE))
-    return images, jnp.arange(_BATCH.value) % 10
+def _shared(tree: Any, *axes: str | None) -> Any:
+    """Arrays on all devices, cut along the axis "data"."""
+    return jax.device_put(tree, NamedSharding(batches.data_mesh(), PartitionSpec(*axes)))
 
 
 def _forward(classifier: Classifier):
-    images, _ = _images()
-    run = jax.jit(lambda classifier, images: classifier(images))
+    """One pass, the batch shared by all devices as in an attack or an evaluation."""
+    images = jax.random.uniform(jax.random.key(1), (_BATCH.value, *IMAGE_SHAPE))
+    images, classifier = _shared(images, "data"), _shared(classifier)
+    run = jax.jit(canonical(lambda classifier, images: classifier(images)))
     return lambda: run(classifier, images).block_until_ready()
 
 
 def _training(classifier: Classifier, tx: optax.GradientTransformation | None = None):
-    """Steps of natural training as `training.train` compiles them, one a call."""
+    """Steps of natural training as `training.train` makes them, on all devices, one a call."""
     tx = optax.sgd(1e-3, momentum=0.9) if tx is None else tx
     phase = Phase(name="t", epochs=1, objective=objectives.natural(), optimizer=lambda mask: tx)
     mask = masks.dense(classifier.params)
     start = loop.Trained(classifier.variables, mask)
-    images, labels = _images()
-    examples = ((255 * images).astype(jnp.uint8)[None], labels[None])
-    none = examples[0][0, :0], labels[:0]
+    images = jax.random.randint(jax.random.key(1), (1, _BATCH.value, *IMAGE_SHAPE), 0, 256)
+    labels = jnp.arange(_BATCH.value)[None] % 10
+    examples = _shared((images.astype(jnp.uint8), labels), None, "data")
+    none = images[0, :0], labels[0, :0]
     begin = functools.partial(loop.begin, classifier.apply_fn, phase, draw=(0, 0))
-    state = jax.jit(begin)(start, None, none)
+    state = _shared(jax.jit(begin)(start, None, none))
     run = loop.compile_steps(classifier.apply_fn, phase, mask, (0, 0), shift=0, flip=False)
 
     def call():
