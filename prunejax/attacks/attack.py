@@ -6,14 +6,13 @@ In the docstrings of attacks `[...]` is the shape of that image, `[H, W, C]` or 
 """
 
 import dataclasses
-import numbers
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prunejax import names, norms
+from prunejax import checks, names, norms
 from prunejax.attacks.goal import Goal, likeliest
 from prunejax.classifier import Classifier
 
@@ -128,20 +127,12 @@ class Attack:
     def _integers(self, *of: str, least: int) -> None:
         """Raises a ValueError unless these hyperparameters are integers of at least `least`."""
         for name in of:
-            check_integer(name, getattr(self, name), least=least)
+            checks.integer(name, getattr(self, name), least=least)
 
     def _numbers(self, *of: str, within: str) -> None:
-        """Raises a ValueError unless these hyperparameters lie in an interval, say "(0, 1]".
-
-        What ends in "inf)" takes finite numbers only.
-        """
-        low, high = map(float, within[1:-1].split(","))
-        ends = [end for end, bracket in ((low, within[0]), (high, within[-1])) if bracket in "[]"]
+        """Raises a ValueError unless these hyperparameters lie in an interval, say "(0, 1]"."""
         for name in of:
-            value = getattr(self, name)
-            number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-            if not number or not (low < value < high or value in ends):
-                raise ValueError(f"{name} is {value!r}; it must lie in {within}.")
+            checks.number(name, getattr(self, name), within=within)
 
     def passes(self, classes: int) -> tuple[Passes, Passes, Passes]:
         """What `init`, a `step` and `result` cost in a network with that many classes."""
@@ -246,13 +237,6 @@ class Attack:
         better = adversarial & (distance < best.distance)
         candidate = Found(x, adversarial, distance)
         return jax.tree.map(lambda new, old: jnp.where(better, new, old), candidate, best)
-
-
-def check_integer(name: str, value: Any, *, least: int) -> None:
-    """Raises a ValueError that names the argument unless it is an integer of at least `least`."""
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not whole or value < least:
-        raise ValueError(f"{name} is {value!r}; an integer of at least {least} is needed.")
 
 
 def logits_of(classifier: Differentiable, image: jax.Array) -> jax.Array:

@@ -1,7 +1,7 @@
 """AutoAttack, and its counterpart for L0: cascades of complementary attacks."""
 
+from prunejax import checks
 from prunejax.attacks.apgd import APGD
-from prunejax.attacks.attack import check_integer
 from prunejax.attacks.cascade import Cascade
 from prunejax.attacks.fab import FAB
 from prunejax.attacks.fmn import FMN
@@ -82,7 +82,7 @@ def l0_ensemble(
     """
     if norm not in ("l0", "l0_pixels"):
         raise ValueError(f"norm is {norm!r}; the L0 ensemble counts in 'l0' or 'l0_pixels'.")
-    check_integer("queries", queries, least=1)  # Sparse-RS would call them steps
+    checks.integer("queries", queries, least=1)  # Sparse-RS would call them steps
     members = {
         "sigma_zero": SigmaZero(steps=steps),
         "fmn": FMN(norm="l0", steps=steps),

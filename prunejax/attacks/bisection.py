@@ -6,8 +6,9 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from prunejax import checks
 from prunejax.attacks import cascade
-from prunejax.attacks.attack import Attack, check_integer
+from prunejax.attacks.attack import Attack
 from prunejax.attacks.diagnostics import Diagnostics, strongest
 from prunejax.attacks.inputs import require_attack, require_options, validated
 from prunejax.attacks.runner import AttackResult
@@ -79,7 +80,7 @@ def smallest_budget(
     require_attack(attack)
     if attack.minimum_norm:
         raise ValueError(f"attack is {attack}; it finds the smallest budget by itself, run it.")
-    check_integer("halvings", halvings, least=1)
+    checks.integer("halvings", halvings, least=1)
     require_options(options)
     given = validated(attack, classifier, images, labels, key=key, eps=upper, **options)
     best = cascade.run_on(attack, classifier, given, progress)

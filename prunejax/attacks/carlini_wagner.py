@@ -86,10 +86,9 @@ class CarliniWagner(Attack):
 
     def __post_init__(self):
         super().__post_init__()
-        if not isinstance(self.rounds, int) or not 1 <= self.rounds <= self.steps:
-            raise ValueError(
-                f"rounds is {self.rounds!r}; an integer from 1 to steps = {self.steps} is needed."
-            )
+        self._integers("rounds", least=1)
+        if self.rounds > self.steps:
+            raise ValueError(f"rounds is {self.rounds}; at most steps = {self.steps} can be made.")
         self._numbers("learning_rate", "initial_c", within="(0, inf)")
         self._numbers("confidence", within="[0, inf)")
 

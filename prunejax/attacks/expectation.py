@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from prunejax.attacks.attack import check_integer
+from prunejax import checks
 from prunejax.classifier import Classifier
 
 Randomised = Callable[[Any, jax.Array, jax.Array], jax.Array]
@@ -51,7 +51,7 @@ class Expectation:
     seed: int = 0
 
     def __post_init__(self):
-        check_integer("samples", self.samples, least=1)
+        checks.integer("samples", self.samples, least=1)
 
     def __call__(self, variables: Any, images: jax.Array) -> jax.Array:
         def one(image):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from prunejax import names
+from prunejax import checks, names
 from prunejax.attacks.lanes import lane_count
 from prunejax.classifier import Classifier
 
@@ -95,8 +95,7 @@ def validated(
         raise ValueError(
             f"key is {key!r}; a single key is needed, such as jax.random.key(0)."
         ) from error
-    if not isinstance(batch_size, int | np.integer) or batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size!r}; an integer of at least 1 is needed.")
+    checks.integer("batch_size", batch_size, least=1)
     mesh = _mesh(devices)
     return Inputs(
         images=images.astype(np.float32, copy=False),

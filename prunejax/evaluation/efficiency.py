@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from prunejax import jaxprs, masks, trees
+from prunejax import checks, jaxprs, masks, trees
 from prunejax.classifier import Classifier
 from prunejax.shrinking import packing
 
@@ -95,8 +95,7 @@ def efficiency(
       ValueError: a mask of another structure, a batch size or a number of repeats below 1.
     """
     for name, value in (("batch_size", batch_size), ("repeats", repeats)):
-        if value < 1:
-            raise ValueError(f"{name} is {value}; at least 1 is needed.")
+        checks.integer(name, value, least=1)
     params = classifier.params
     mask = masks.dense(params) if mask is None else mask
     nominal = masks.nominal_density(params, mask)

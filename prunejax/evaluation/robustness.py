@@ -15,9 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jax.experimental import multihost_utils
 
-from prunejax import trees
+from prunejax import checks, trees
 from prunejax.attacks import Attack, Cascade, cascade
-from prunejax.attacks.attack import check_integer
 from prunejax.attacks.diagnostics import Doubt, strongest
 from prunejax.attacks.inputs import Inputs, validated
 from prunejax.attacks.lanes import lane_count
@@ -55,7 +54,7 @@ def predict(
     """
     if not len(images):
         raise ValueError("images is empty; predictions need some.")
-    check_integer("batch_size", batch_size, least=1)
+    checks.integer("batch_size", batch_size, least=1)
     size = min(batch_size, len(images))
     progress(0, len(images))
     with jax.default_matmul_precision("highest"):

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from prunejax import pruning, trees
+from prunejax import checks, pruning, trees
 from prunejax.methods.method import PruningMethod
 from prunejax.pruning import learned
 from prunejax.training.phase import Phase
@@ -41,8 +41,7 @@ class Hydra(PruningMethod):
                 f"criterion is {self.criterion!r}; this method learns its scores: leave it "
                 "'learned', or take another method."
             )
-        if self.score_epochs < 1:
-            raise ValueError(f"score_epochs is {self.score_epochs}; at least 1 is needed.")
+        checks.integer("score_epochs", self.score_epochs, least=1)
         self.tx(1, self.score_learning_rate)
 
     def phases(self, steps_per_epoch: int) -> tuple[Phase, ...]:

@@ -4,9 +4,8 @@ import dataclasses
 
 import optax
 
-from prunejax import masks, pruning
+from prunejax import checks, masks, pruning
 from prunejax.methods.method import PruningMethod
-from prunejax.pruning.pruner import checked_rounds
 from prunejax.training.evidence import expected
 from prunejax.training.phase import Params, Phase, Start
 
@@ -41,7 +40,7 @@ class Iterative(PruningMethod):
             f"training brings with examples={self.examples}",
             in_optimizer=False,
         )
-        checked_rounds(self.rounds)
+        checks.integer("rounds", self.rounds, least=1)
         self.sparsities()
 
     def sparsities(self) -> list[float]:

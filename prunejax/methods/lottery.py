@@ -4,6 +4,7 @@ import dataclasses
 
 import optax
 
+from prunejax import checks
 from prunejax.methods.iterative import Iterative
 from prunejax.training.phase import Params, Phase, Start
 
@@ -27,8 +28,7 @@ class Lottery(Iterative):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.rewind_epochs < 0:
-            raise ValueError(f"rewind_epochs is {self.rewind_epochs}; it cannot be negative.")
+        checks.integer("rewind_epochs", self.rewind_epochs, least=0)
 
     def phases(self, steps_per_epoch: int) -> tuple[Phase, ...]:
         """The dense network first, then one phase a round."""

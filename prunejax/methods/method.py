@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import optax
 
-from prunejax import attacks, masks, pruning
+from prunejax import attacks, checks, masks, pruning
 from prunejax.training import adversaries, objectives, optimizers
 from prunejax.training.evidence import expected, with_evidence
 from prunejax.training.phase import Mask, Phase, Start
@@ -41,10 +41,8 @@ class Method:
     relative_step: float = 0.25
 
     def __post_init__(self):
-        if self.epochs < 1:
-            raise ValueError(f"epochs is {self.epochs}; at least 1 is needed.")
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing is {self.label_smoothing}; it must lie in [0, 1).")
+        checks.integer("epochs", self.epochs, least=1)
+        checks.number("label_smoothing", self.label_smoothing, within="[0, 1)")
         self.adversary()
         self.tx(steps=1)
 
@@ -114,8 +112,7 @@ class PruningMethod(Method):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 <= self.sparsity < 1:
-            raise ValueError(f"sparsity is {self.sparsity}; it must lie in [0, 1).")
+        checks.number("sparsity", self.sparsity, within="[0, 1)")
         # A table becomes pairs, which are hashable.
         object.__setattr__(self, "allocation", self.pruner().allocation)
 
@@ -246,8 +243,7 @@ class GradualMethod(DuringTraining):
                 f"pruning_begin is {self.pruning_begin}; "
                 f"it must lie in [0, pruning_epochs = {self.pruning_epochs}]."
             )
-        if self.mask_frequency < 1:
-            raise ValueError(f"mask_frequency is {self.mask_frequency}; at least 1 is needed.")
+        checks.integer("mask_frequency", self.mask_frequency, least=1)
         super().__post_init__()
 
     def sparsities(self, steps_per_epoch: int) -> pruning.schedules.Schedule:

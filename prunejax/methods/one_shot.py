@@ -2,9 +2,8 @@
 
 import dataclasses
 
-from prunejax import masks, pruning
+from prunejax import checks, masks, pruning
 from prunejax.methods.method import PruningMethod
-from prunejax.pruning.pruner import checked_rounds
 from prunejax.training.evidence import expected
 from prunejax.training.phase import Phase
 
@@ -32,7 +31,7 @@ class OneShot(PruningMethod):
 
     def __post_init__(self):
         super().__post_init__()
-        checked_rounds(self.rounds)
+        checks.integer("rounds", self.rounds, least=1)
         self.require_enough(
             expected(self.examples),
             f"training brings with examples={self.examples}",

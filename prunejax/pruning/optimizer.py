@@ -16,8 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from prunejax import masks, trees
-from prunejax.pruning import schedules
+from prunejax import checks, masks, trees
 from prunejax.pruning.evidence import Evidence
 from prunejax.pruning.pruner import Pruner
 from prunejax.pruning.schedules import Schedule
@@ -95,8 +94,8 @@ def optimizer(
     """
     changes = [step for step, _ in schedule]
     for step, sparsity in schedule:
-        schedules.require_step("a step of schedule", step)
-        schedules.checked(sparsity)
+        checks.integer("a step of schedule", step, least=0)
+        checks.number("sparsity", sparsity, within="[0, 1)")
     if not changes or changes != sorted(set(changes)):
         raise ValueError(f"schedule has the steps {changes}; one or more, increasing, are needed.")
     for (_, before), (step, after) in itertools.pairwise(schedule):

@@ -4,14 +4,13 @@ import dataclasses
 import fnmatch
 import functools
 import math
-import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from prunejax import masks, names, trees
+from prunejax import checks, masks, names, trees
 from prunejax.pruning import allocation, granularity, schedules, selection
 from prunejax.pruning.allocation import Layer, Table
 from prunejax.pruning.criteria import CRITERIA
@@ -126,7 +125,8 @@ class Pruner:
           ValueError: a sparsity outside [0, 1), or one that the granularity or the table of
             densities cannot have.
         """
-        granularity.create(self.granularity).require_sparsity(schedules.checked(sparsity))
+        checks.number("sparsity", sparsity, within="[0, 1)")
+        granularity.create(self.granularity).require_sparsity(sparsity)
         layers = self.layers(params)
         groups = allocation.create(self.allocation)(layers, sparsity)
         if self.guard:
@@ -235,7 +235,7 @@ def prune(
         no weight, a granularity that a weight cannot have, missing evidence, a mask `current`
         that does not fit, fewer rounds than 1.
     """
-    checked_rounds(rounds)
+    checks.integer("rounds", rounds, least=1)
     pruner = Pruner() if pruner is None else pruner
     evidence = (evidence or Evidence()).keyed(key)
     whole = pruner.initial(params)
@@ -255,13 +255,6 @@ def prune(
             counts,
         )
     return pruner.mask(params, current, last, evidence)
-
-
-def checked_rounds(rounds: int) -> int:
-    """The number, or a ValueError where it is none of at least 1."""
-    if not isinstance(rounds, numbers.Integral) or isinstance(rounds, bool) or rounds < 1:
-        raise ValueError(f"rounds is {rounds!r}; an integer of at least 1 is needed.")
-    return rounds
 
 
 def scores(

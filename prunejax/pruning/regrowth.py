@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from prunejax import masks, names, trees
-from prunejax.pruning import granularity, schedules, selection
+from prunejax import checks, masks, names, trees
+from prunejax.pruning import granularity, selection
 from prunejax.pruning.evidence import Evidence
 from prunejax.pruning.optimizer import changing
 from prunejax.pruning.pruner import Pruner, prune
@@ -70,13 +70,10 @@ def regrowing(
         N:M, whose groups such changes would break. On `init`: a mask that does not fit.
     """
     for name, value in (("drop", drop), ("final_drop", final_drop)):
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name} is {value}; it must lie in [0, 1].")
-    schedules.checked(sparsity)
-    if frequency < 1 or end < 1:
-        raise ValueError(
-            f"frequency is {frequency} and end is {end}; both must be at least 1 step."
-        )
+        checks.number(name, value, within="[0, 1]")
+    checks.number("sparsity", sparsity, within="[0, 1)")
+    checks.integer("frequency", frequency, least=1)
+    checks.integer("end", end, least=1)
     if grow not in GROWTH:
         raise names.unknown("grow", grow, GROWTH)
     units = granularity.create(pruner.granularity)

@@ -7,10 +7,9 @@ Steps are updates of the optimiser, the first of them number 0. A training of n 
 n: the last change of a schedule has to be at n - 1 or before.
 """
 
-import numbers
 from collections.abc import Callable, Sequence
 
-from prunejax import names
+from prunejax import checks, names
 
 Schedule = Sequence[tuple[int, float]]
 
@@ -21,8 +20,9 @@ def one_shot(sparsity: float, step: int = 0) -> Schedule:
     Raises:
       ValueError: a sparsity outside [0, 1), or a step below 0.
     """
-    require_step("step", step)
-    return [(step, checked(sparsity))]
+    checks.integer("step", step, least=0)
+    checks.number("sparsity", sparsity, within="[0, 1)")
+    return [(step, sparsity)]
 
 
 def cubic(
@@ -44,7 +44,8 @@ def cubic(
       ValueError: a sparsity outside [0, 1) or below `initial`, an end before the begin, a
         frequency below 1.
     """
-    checked(sparsity), checked(initial)
+    checks.number("sparsity", sparsity, within="[0, 1)")
+    checks.number("initial", initial, within="[0, 1)")
     if initial > sparsity:
         raise ValueError(
             f"initial is {initial}; masks are nested, so at most {sparsity} is possible."
@@ -74,7 +75,7 @@ def constant_rate(sparsity: float, *, begin: int = 0, end: int, frequency: int =
     Raises:
       ValueError: as for `cubic`.
     """
-    checked(sparsity)
+    checks.number("sparsity", sparsity, within="[0, 1)")
     steps = [*_steps(begin, end, frequency), end]
     shares = [i / len(steps) for i in range(1, len(steps))]
     sparsities = [1 - (1 - sparsity) ** share for share in shares]
@@ -122,10 +123,10 @@ def alternating(
     Raises:
       ValueError: a sparsity outside [0, 1), an end before the begin, a phase below 1 step.
     """
-    checked(sparsity)
+    checks.number("sparsity", sparsity, within="[0, 1)")
     dense = sparse if dense is None else dense
-    if sparse < 1 or dense < 1:
-        raise ValueError(f"sparse is {sparse} and dense is {dense}; each needs 1 step or more.")
+    checks.integer("sparse", sparse, least=1)
+    checks.integer("dense", dense, least=1)
     changes = []
     for step in _steps(begin, end, sparse + dense):
         changes += [(step, sparsity), (step + sparse, 0.0)]
@@ -155,37 +156,8 @@ def schedule(name: str, **options) -> Schedule:
 
 def _steps(begin: int, end: int, frequency: int) -> range:
     """Those of the changes before the last one."""
-    for name, step in (("begin", begin), ("end", end), ("frequency", frequency)):
-        _require_integer(name, step)
-    if not 0 <= begin <= end:
+    for name, step, least in (("begin", begin, 0), ("end", end, 0), ("frequency", frequency, 1)):
+        checks.integer(name, step, least=least)
+    if begin > end:
         raise ValueError(f"begin is {begin} and end is {end}; 0 <= begin <= end is needed.")
-    if frequency < 1:
-        raise ValueError(f"frequency is {frequency}; it must be at least 1 step.")
     return range(begin, end, frequency)
-
-
-def require_step(name: str, step: int) -> None:
-    """Raises a ValueError for what is no integer from 0 on."""
-    _require_integer(name, step)
-    if step < 0:
-        raise ValueError(f"{name} is {step}; the first step is 0.")
-
-
-def _require_integer(name: str, step: int) -> None:
-    if not isinstance(step, numbers.Integral):
-        raise ValueError(f"{name} is {step!r}; steps are integers.")
-
-
-def checked(sparsity: float) -> float:
-    """The sparsity.
-
-    Raises:
-      ValueError: it is no number in [0, 1).
-    """
-    try:
-        fits = not isinstance(sparsity, str) and 0 <= sparsity < 1
-    except TypeError:  # nothing that can be compared
-        fits = False
-    if not fits:
-        raise ValueError(f"sparsity is {sparsity!r}; it must be a number in [0, 1).")
-    return sparsity

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prunejax import trees
+from prunejax import checks, trees
 from prunejax.classifier import Classifier
 from prunejax.pruning.activations import ablation, maps
 from prunejax.pruning.criteria.maps import CKA, EXPECTED_ABS, HRANK, KL, PLS_VIP
@@ -111,7 +111,8 @@ def lowest_blocks(
         _refuse_what_does_not_shrink(evidence)
     evidence = _checked(classifier, image_shape, pruner, evidence, batch_size)
     blocks = _candidates(classifier, image_shape, pruner)
-    if not 0 <= number <= len(blocks):
+    checks.integer("number", number, least=0)
+    if number > len(blocks):
         raise ValueError(
             f"number is {number}; the network has {len(blocks)} residual blocks to remove: "
             f"{', '.join(blocks)}."
@@ -149,8 +150,7 @@ def _checked(classifier, image_shape, pruner, evidence, batch_size) -> Evidence:
         allowed=trees.prunable(classifier.params, pruner.include, pruner.exclude),
     )
     pruner.check(evidence)
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; it must be at least 1.")
+    checks.integer("batch_size", batch_size, least=1)
     if criterion_of(pruner) in OF_DATA:
         images, labels = _data(evidence)
         if images.shape[1:] != tuple(image_shape):

@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from prunejax import masks, trees
+from prunejax import checks, masks, trees
 from prunejax.pruning import allocation, granularity, selection
 from prunejax.pruning.criteria import CRITERIA
 from prunejax.pruning.evidence import Criterion, Evidence
@@ -61,9 +61,8 @@ def channel_mask(
         axes.
     """
     pruner = Pruner() if pruner is None else pruner
-    if not 0 <= sparsity < 1:
-        raise ValueError(f"sparsity is {sparsity}; it must lie in [0, 1).")
-    shrink.require_multiple(multiple)
+    checks.number("sparsity", sparsity, within="[0, 1)")
+    checks.integer("multiple", multiple, least=1)
     structure.require_params(variables)
     params = variables["params"]
     score = channel_scores(traced, params, pruner, evidence)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prunejax import trees
+from prunejax import checks, trees
 from prunejax.classifier import Classifier
 
 
@@ -60,8 +60,8 @@ def export(
     """
     from safetensors.numpy import save_file
 
-    if not isinstance(batch, str) and batch < 1:
-        raise ValueError(f"batch is {batch}; it must be at least 1, or a name such as 'b'.")
+    if not isinstance(batch, str):  # else a name, as of a dimension of any size
+        checks.integer("batch", batch, least=1)
     _check_shape(classifier, tuple(image_shape))
     program = _traced(classifier, tuple(image_shape), batch, platforms)
     files = Exported(*(_beside(path_prefix, end) for end in ("stablehlo", "safetensors")))

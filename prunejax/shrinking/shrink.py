@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prunejax import masks, trees
+from prunejax import checks, masks, trees
 from prunejax.classifier import Classifier, Network
 from prunejax.shrinking import residual, shrunk, structure
 from prunejax.shrinking.labels import Channels
@@ -61,7 +61,7 @@ def shrink(
         layer's last, a multiple below 1, images that the network does not take, or, where `check`
         finds it, a smaller network that computes something else.
     """
-    require_multiple(multiple)
+    checks.integer("multiple", multiple, least=1)
     traced = structure.of(classifier.apply_fn, classifier.variables, image_shape)
     kept = kept_channels(traced, classifier.params, mask)
     whole = structure.carry(traced, kept, classifier.variables)["params"]
@@ -244,12 +244,6 @@ def _refuse_fixed(traced: Structure, path: str, axis: int, labels: np.ndarray) -
                 f"mask removes positions of axis {axis} of {path!r}, which cannot be removed: "
                 f"{traced.channels.fixed[int(channel)]}. Exclude this path from pruning."
             )
-
-
-def require_multiple(multiple: int) -> None:
-    """Raises a ValueError for a number that no count of channels is a multiple of."""
-    if multiple < 1:
-        raise ValueError(f"multiple is {multiple}; at least 1 is needed.")
 
 
 def rounded_up(

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from prunejax import masks, trees
+from prunejax import checks, masks, trees
 from prunejax.canonical import canonical
 from prunejax.classifier import Classifier, Network, Variables
 from prunejax.data import Dataset, augment
@@ -100,10 +100,8 @@ def train(
         number out of range; before anything is compiled.
       DivergedError: a loss or a parameter that is not finite; the last checkpoint is good.
     """
-    if shift < 0:
-        raise ValueError(f"shift is {shift}; it is a number of pixels, at least 0.")
-    if checkpoint_every < 1:
-        raise ValueError(f"checkpoint_every is {checkpoint_every}; at least 1 epoch is needed.")
+    checks.integer("shift", shift, least=0)
+    checks.integer("checkpoint_every", checkpoint_every, least=1)
     check(network, start, phases, dataset)
     mesh = batches.data_mesh() if mesh is None else mesh
     if batch_size % mesh.size:

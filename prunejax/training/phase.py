@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from prunejax import masks, pruning
+from prunejax import checks, masks, pruning
 from prunejax.training.objectives import Objective
 
 Params = Any
@@ -100,11 +100,5 @@ class Phase:
     selectable_from: int | None = 0
 
     def __post_init__(self):
-        if self.epochs < 1:
-            raise ValueError(
-                f"epochs of phase {self.name!r} is {self.epochs}; at least 1 is needed."
-            )
-        if self.examples < 0:
-            raise ValueError(
-                f"examples of phase {self.name!r} is {self.examples}; it cannot be negative."
-            )
+        checks.integer(f"epochs of phase {self.name!r}", self.epochs, least=1)
+        checks.integer(f"examples of phase {self.name!r}", self.examples, least=0)

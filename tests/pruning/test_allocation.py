@@ -238,5 +238,5 @@ def test_what_a_table_leaves_whole_the_guard_leaves_whole():
 
 @pytest.mark.parametrize("sparsity", [1.5, 1.0, -0.1, float("nan")])
 def test_removal_takes_shares_alone(sparsity):
-    with pytest.raises(ValueError, match=f"sparsity is {sparsity}; it must be a number in"):
+    with pytest.raises(ValueError, match=f"sparsity is {sparsity}; it must lie in"):
         Pruner().removal({"w": np.ones((2, 5), np.float32)}, sparsity)

@@ -397,10 +397,10 @@ def test_schedules_out_of_order_are_refused(schedule):
 @pytest.mark.parametrize(
     ("schedule", "sentence"),
     [
-        ([(0, 90)], r"sparsity is 90; it must be a number in \[0, 1\)"),
+        ([(0, 90)], r"sparsity is 90; it must lie in \[0, 1\)"),
         ([(0, -0.5)], r"sparsity is -0\.5"),
         ([(0, float("nan"))], "sparsity is nan"),
-        ([(2.5, 0.5)], r"a step of schedule is 2\.5; steps are integers"),
+        ([(2.5, 0.5)], r"a step of schedule is 2\.5; an integer of at least"),
         ([(-1, 0.5)], "a step of schedule is -1; the first step is 0"),
     ],
 )

@@ -16,7 +16,7 @@ rates = st.floats(0, 1, exclude_max=True)
 def test_one_shot_is_one_change():
     assert list(schedules.one_shot(0.9)) == [(0, 0.9)]
     assert list(schedules.one_shot(0.5, step=7)) == [(7, 0.5)]
-    with pytest.raises(ValueError, match="step is -1; the first step is 0"):
+    with pytest.raises(ValueError, match="step is -1; an integer of at least 0"):
         schedules.one_shot(0.5, step=-1)
 
 
@@ -58,9 +58,9 @@ def test_a_schedule_without_length_prunes_at_once():
 @pytest.mark.parametrize(
     ("steps", "message"),
     [
-        ({"end": 100.0}, r"end is 100\.0; steps are integers"),
-        ({"begin": None, "end": 9}, "begin is None; steps are integers"),
-        ({"end": 9, "frequency": 1.5}, r"frequency is 1\.5; steps are integers"),
+        ({"end": 100.0}, r"end is 100\.0; an integer of at least"),
+        ({"begin": None, "end": 9}, "begin is None; an integer of at least"),
+        ({"end": 9, "frequency": 1.5}, r"frequency is 1\.5; an integer of at least"),
     ],
 )
 def test_steps_are_integers(steps, message):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from prunejax import checks
 from prunejax.canonical import canonical
 from prunejax.pruning.activations import layers
 from prunejax.pruning.activations.layers import ApplyFn, Params, Traced, Variables
@@ -132,8 +133,7 @@ def check(apply_fn: ApplyFn, variables: Variables, images: jax.Array, batch_size
     """
     if not len(images):
         raise ValueError("images is empty; criteria that look at data need some.")
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; it must be at least 1.")
+    checks.integer("batch_size", batch_size, least=1)
     one = jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype)
     traced = layers.trace(apply_fn, variables, one)
     if not traced.scored:
