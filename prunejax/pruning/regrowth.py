@@ -114,7 +114,7 @@ def regrowing(
 
 def at_random(params: Params, pruner: Pruner, sparsity: float, key: jax.Array) -> Mask:
     """The mask that removes as many units as the pruner would, drawn at random."""
-    drawn = dataclasses.replace(pruner, criterion="random")
+    drawn = dataclasses.replace(pruner, criterion="random", aggregate=None)
     return prune(params, sparsity, drawn, key=key)
 
 

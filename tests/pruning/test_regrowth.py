@@ -98,6 +98,16 @@ def test_each_layer_exchanges_its_worst_units_and_keeps_its_number(grow, allocat
     assert all(np.all(weights[path][-1][kept[path][-1]] != 0) for path in PATHS)
 
 
+@pytest.mark.parametrize("aggregate", ["mean", "l2"])
+def test_the_first_mask_takes_alike_from_large_filters_and_small_ones(aggregate):
+    """However the pruner's own scores become a filter's: means and lengths of draws tell sizes."""
+    params = {"small": jnp.zeros((3, 3, 3, 64)), "large": jnp.zeros((3, 3, 64, 64))}
+    pruner = Pruner(granularity="filter", allocation="global", aggregate=aggregate)
+    kept = arrays(regrowth.at_random(params, pruner, 0.2, jax.random.key(0)))
+    deviation = math.sqrt(0.2 * 0.8 / 64)
+    assert all(abs((~kept[path]).mean() - 0.2) < 3 * deviation for path in params)
+
+
 values = st.lists(st.integers(-3, 3), min_size=12, max_size=12)
 
 
