@@ -25,6 +25,9 @@ def dense(params: Params) -> Mask:
 def apply(params: Params, mask: Mask) -> Params:
     """`params` with zeros where the mask is False.
 
+    The mask of a trained network on its own weights of an earlier step is a lottery ticket (Frankle
+    & Carbin 2019): start the optimiser afresh, and train on with `pruning.masked`.
+
     Raises:
       ValueError: a mask of another structure, or a leaf that is not boolean or does not broadcast.
     """
@@ -72,7 +75,7 @@ def density(params: Params, mask: Mask, paths: tuple[str, ...] | None = None) ->
     Args:
       params: pytree of parameters.
       mask: its mask.
-      paths: the leaves to count; all weights (`trees.prunable`) where None, so that layers which
+      paths: the leaves to count; all weights (`trees.weights`) where None, so that layers which
         were never candidates count too.
 
     Raises:
