@@ -25,6 +25,14 @@ def dense(params: Params) -> Mask:
 def apply(params: Params, mask: Mask) -> Params:
     """`params` with zeros where the mask is False.
 
+    The mask of a trained network on its own weights of an earlier step is a lottery ticket (Frankle
+    & Carbin 2019): start the optimiser afresh, and train on with `pruning.masked`.
+
+    Args:
+      params: pytree of parameters.
+      mask: of their structure; boolean leaves that are scalars, or of the parameter's rank with
+        axes of size 1 or the parameter's.
+
     Raises:
       ValueError: a mask of another structure, or a leaf that is not boolean or does not broadcast.
     """
@@ -33,7 +41,7 @@ def apply(params: Params, mask: Mask) -> Params:
 
 
 def intersect(first: Mask, second: Mask) -> Mask:
-    """Keeps what both masks keep; leaves broadcast against each other.
+    """The mask that keeps what both masks keep; leaves broadcast against each other.
 
     Raises:
       ValueError: masks of different structures, or leaves that do not broadcast.
@@ -72,7 +80,7 @@ def density(params: Params, mask: Mask, paths: tuple[str, ...] | None = None) ->
     Args:
       params: pytree of parameters.
       mask: its mask.
-      paths: the leaves to count; all weights (`trees.prunable`) where None, so that layers which
+      paths: the leaves to count; all weights (`trees.weights`) where None, so that layers which
         were never candidates count too.
 
     Raises:

@@ -74,9 +74,9 @@ def channel_mask(
             raise ValueError(f"no channels can be removed: {_why_none(traced, pruner, allowed)}.")
         return masks.dense(params)
     kept = np.ones(traced.number, bool)
+    comparable = allocation.create(pruner.allocation).comparable
     for group in groups:
-        of_group = jnp.asarray(score[group], jnp.float32)
-        score[group] = allocation.comparable(pruner.allocation, of_group)
+        score[group] = comparable(jnp.asarray(score[group], jnp.float32))
     best_first = [_best_first(group, score) for group in groups]
     best = [group[0] for group in best_first] if pruner.guard else []
     for together, number in _removed(traced, groups, params, sparsity, pruner):
@@ -100,9 +100,7 @@ def _removed(
         named[name] = group
         layers[name] = allocation.Layer(len(group), shapes[path])
     told = _told(traced, groups, named, pruner)
-    counts = allocation.create(told)(layers, sparsity)
-    if pruner.guard:
-        counts = allocation.guarded(counts, layers, allocation.protected(layers, told))
+    counts = allocation.create(told).removal(layers, sparsity, guard=pruner.guard)
     return [(np.concatenate([named[name] for name in own]), number) for own, number in counts]
 
 

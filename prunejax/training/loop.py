@@ -119,7 +119,7 @@ def train(
     current, remembered, epochs_before = _on_host(start), None, 0
     for number, phase in enumerate(phases):
         if phase.remembers:
-            remembered = current.variables["params"]
+            remembered = current.variables
         begin_phase = functools.partial(begin, network, phase, draw=(seed, number))
         shown = _examples(dataset, phase.examples, seed)
         found = current, remembered, shown
@@ -154,7 +154,7 @@ def train(
                     last = min(first + stride, len(part))
                     state, rows = run_steps(state, examples, first, last, shown)
                     outcomes.append(_slice(rows, first, last))
-                    _finite(outcomes[-1][0], made)
+                    _require_finite_losses(outcomes[-1][0], made)
                     made += last - first
                     progress(made, total)
             loss, metrics = jax.tree.map(_mean, *outcomes)
@@ -194,7 +194,7 @@ def check(network: Network, start: Trained, phases: Sequence[Phase], dataset: Da
     remembered = None
     for number, phase in enumerate(phases):
         if phase.remembers:
-            remembered = start.variables["params"]
+            remembered = start.variables
         begin_phase = functools.partial(begin, network, phase, draw=(0, number))
         state = jax.eval_shape(
             begin_phase, start, remembered, _examples(dataset, phase.examples, 0)
@@ -234,12 +234,13 @@ def begin(
       network: the architecture.
       phase: the phase.
       current: what the one before it left.
-      remembered: parameters, or None.
+      remembered: the variables of an earlier network, or None.
       examples: images and labels for the evidence, perhaps none.
       draw: (seed, number of the phase), of its random numbers.
     """
-    collections = {**current.variables}
-    params = collections.pop("params")
+    params = current.variables["params"]
+    collections = {**(remembered if phase.rewinds else current.variables)}
+    del collections["params"]
     known = evidence(network, current.variables, phase.objective, *examples, _key(draw))
     trainable, auxiliary, mask = phase.begin(Start(params, current.mask, remembered, known))
     opt_state = phase.optimizer(mask).init(trainable)
@@ -273,10 +274,8 @@ def compile_steps(network, phase: Phase, mask: Any, draw: tuple[int, int], shift
 
         def loss_of(trainable):
             params = phase.materialize(trainable, state.auxiliary)
-            loss, outcome = phase.objective(
-                network, {"params": params, **state.collections}, images, labels, objective_key
-            )
-            return loss + phase.penalty(trainable, state.auxiliary), outcome
+            variables = {"params": params, **state.collections}
+            return phase.objective(network, variables, images, labels, objective_key)
 
         (loss, (collections, metrics)), grads = jax.value_and_grad(loss_of, has_aux=True)(
             state.trainable
@@ -326,14 +325,13 @@ def _slice(tree: Any, first: int, last: int) -> Any:
     return jax.tree.map(lambda leaf: np.asarray(leaf)[first:last], tree)
 
 
-def _finite(losses: np.ndarray, first_step: int) -> np.ndarray:
+def _require_finite_losses(losses: np.ndarray, first_step: int) -> None:
     if not np.isfinite(losses).all():
         bad = int(np.flatnonzero(~np.isfinite(losses))[0])
         raise DivergedError(
             f"loss is {losses[bad]} at step {first_step + bad}; the last checkpoint is kept. "
             "Lower the learning rate, or look at the data."
         )
-    return losses
 
 
 def _require_finite(variables: Variables, trainable: Any, last_step: int) -> None:
