@@ -9,7 +9,6 @@ the first training examples, as many as the method shows them; learned scores ar
 
 import dataclasses
 import itertools
-import json
 import pathlib
 from collections.abc import Callable
 
@@ -47,10 +46,10 @@ def method_before(config: config_dict.ConfigDict) -> methods.Method:
         )
     method = methods.create(**config.method.to_dict() | {"allocation": "uniform"})
     measured, density = config.sensitivity.densities, 1 - method.target_sparsity
-    if not measured or not 0 < min(measured) <= density:
+    if not measured or not all(0 < d <= 1 for d in measured) or min(measured) > density:
         raise ValueError(
-            f"sensitivity.densities is {tuple(measured)}; the lowest must be above 0 and at most "
-            f"the density {density:.4g} that method.sparsity asks for."
+            f"sensitivity.densities is {tuple(measured)}; some in (0, 1] are needed, the lowest at "
+            f"most the density {density:.4g} that method.sparsity asks for."
         )
     # What cannot have a density of its own in each layer is refused now.
     dataclasses.replace(method.pruner(), allocation={"*": density})
@@ -88,7 +87,8 @@ def densities(
     """
     path = workdir / "sensitivity.json"
     if path.exists():
-        return json.loads(path.read_text())["densities"]
+        remedy = "Remove it, and the layers are measured again."
+        return run_directory.read_json(path, remedy)["densities"]
     method = method_before(config)
     pruner = method.pruner()
     settings = config.validation
@@ -112,7 +112,7 @@ def densities(
 
     report(0, wanted)
     examples = method.phases(steps_per_epoch=1)[-1].examples or EXAMPLES
-    evidence = from_config.evidence(classifier, method, train_set.take(examples), config.seed)
+    evidence = from_config.evidence(classifier, method, train_set, examples, config.seed)
     table = sensitivity.measure(
         classifier.params,
         pruner,
