@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import config_dict
 
 from experiments import run_directory
@@ -129,6 +130,27 @@ def load_trained(
         return load_shrunk(workdir, Classifier(shapes, network), dataset.image_shape)
     variables, mask = checkpoints.load_network(workdir / "network", shapes)
     return Classifier(variables, network), mask
+
+
+def validation(
+    config: config_dict.ConfigDict, dataset: data.Dataset
+) -> tuple[attacks.Attack, np.ndarray, np.ndarray]:
+    """By what robustness is validated: PGD, and of the first held-out examples images and labels.
+
+    Args:
+      config: of the run.
+      dataset: held out from training and from testing.
+
+    Returns:
+      The attack, images `[N, H, W, C]` float32 in [0, 1], labels `[N]`.
+
+    Raises:
+      ValueError: an unknown norm, or less than a step.
+    """
+    settings = config.validation
+    attack = attacks.create("pgd", norm=settings.norm, steps=settings.steps)
+    dataset = dataset.take(min(settings.examples, len(dataset)))
+    return attack, dataset.images.astype(np.float32) / 255, dataset.labels
 
 
 def evidence(

@@ -13,11 +13,10 @@ import pathlib
 from collections.abc import Callable
 
 import jax
-import numpy as np
 from ml_collections import config_dict
 
 from experiments import from_config, run_directory
-from prunejax import attacks, data, evaluation, methods
+from prunejax import data, evaluation, methods
 from prunejax.classifier import Classifier
 from prunejax.pruning import learned, sensitivity
 
@@ -91,15 +90,9 @@ def densities(
         return run_directory.read_json(path, remedy)["densities"]
     method = method_before(config)
     pruner = method.pruner()
-    settings = config.validation
-    dataset = dataset.take(min(settings.examples, len(dataset)))
+    attack, images, labels = from_config.validation(config, dataset)
     robust_accuracy = evaluation.accuracy_under(
-        attacks.create("pgd", norm=settings.norm, steps=settings.steps),
-        classifier,
-        dataset.images.astype(np.float32) / 255,
-        dataset.labels,
-        eps=settings.eps,
-        key=jax.random.key(0),
+        attack, classifier, images, labels, eps=config.validation.eps, key=jax.random.key(0)
     )
     units = {path: layer.units for path, layer in pruner.layers(classifier.params).items()}
     wanted = 1 + len(units) * len([d for d in config.sensitivity.densities if d < 1])

@@ -67,19 +67,13 @@ def shrink(
     rows = _rows(workdir)
     if (workdir / from_config.STRUCTURE).exists():
         return rows  # finished; to measure its latency again might ask for another round
-    settings, in_one_round = config.shrinking, config.shrinking.remove == "masked"
     train_set, validation_set = (
         from_config.load_split(config, split, report) for split in ("train", "validation")
     )
-    start = pathlib.Path(config.init_from)
-    first, mask = from_config.load_trained(run_directory.read_config(start), start, train_set)
-    whole = shrinking.whole(first.apply_fn, first.variables)
-    from_config.require_network(config, whole.network, train_set)
-    mesh = from_config.mesh(config)
+    first, now = _start(config, train_set)
+    settings, mesh = config.shrinking, from_config.mesh(config)
     steps = len(batches.epoch_indices(len(train_set), config.batch_size, config.seed, epoch=0))
-
-    def measured(number: int, classifier: Classifier) -> dict[str, Any]:
-        return _row(number, classifier, validation_set, settings.batch_size, report)
+    measured = functools.partial(_row, validation_set, settings.batch_size, report)
 
     def evidence_of(classifier: Classifier) -> pruning.Evidence:
         return from_config.evidence(classifier, method, train_set, settings.examples, config.seed)
@@ -110,12 +104,13 @@ def shrink(
         classifier = Classifier(trained.variables, network)
         return removal.Stage(classifier, trained.mask, measured(number, classifier))
 
-    now, chosen = removal.Stage(Classifier(first.variables, whole), mask), []
+    chosen = []
     if not rows:  # the first round shows what cannot be done, before anything is written
         smaller = remove(now)
         begun = training.Trained(smaller.classifier.variables, smaller.mask)
         training.check(smaller.classifier.apply_fn, begun, phases(smaller.mask), train_set)
         chosen, rows = [smaller], [measured(0, first)]
+    in_one_round = settings.remove == "masked"
     at_most = 0 if in_one_round else _target(settings, rows[0])
     run_directory.open_run(workdir, config)
     run_directory.write_json(workdir / "rounds.json", rows)
@@ -185,6 +180,16 @@ def _target(settings: config_dict.ConfigDict, first: Mapping[str, Any]) -> float
     return settings.budget
 
 
+def _start(config, dataset: data.Dataset) -> tuple[Classifier, removal.Stage]:
+    """The network of `init_from`, as it is and as rounds take it."""
+    folder = pathlib.Path(config.init_from)
+    before = run_directory.read_config(folder)
+    first, mask = from_config.load_trained(before, folder, dataset)
+    whole = shrinking.whole(first.apply_fn, first.variables)
+    from_config.require_network(config, whole.network, dataset)
+    return first, removal.Stage(Classifier(first.variables, whole), mask)
+
+
 def _under(mask: Any, phase: training.Phase) -> training.Phase:
     """The phase, and whatever its method revives outside the mask is zero again after each step."""
 
@@ -197,7 +202,7 @@ def _under(mask: Any, phase: training.Phase) -> training.Phase:
     )
 
 
-def _row(number: int, classifier: Classifier, held_out: data.Dataset, batch_size: int, report):
+def _row(held_out: data.Dataset, batch_size: int, report, number: int, classifier: Classifier):
     images = held_out.images.astype(np.float32) / 255
     predictions = predict(classifier, images, progress=functools.partial(report, "validate"))
     return {

@@ -362,7 +362,7 @@ def test_counts_of_channels_are_multiples(tmp_path, untrained_run):
         ({"allocation": "erkk"}, "Did you mean 'erk'"),
         ({"exclude": ("Danse_0/*",)}, "'Danse_0/\\*'"),
         ({"criterion": "learned"}, r"criterion 'learned' needs scores"),
-        ({"criterion": "taylor", "examples": 0}, "example|image|batch"),
+        ({"criterion": "taylor", "examples": 0}, "'taylor' needs loss and batches"),
         ({"remove": "blocks"}, "no residual block"),
     ],
 )
