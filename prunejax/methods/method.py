@@ -252,7 +252,6 @@ class GradualMethod(DuringTraining):
                 f"it must lie in [0, pruning_epochs = {self.pruning_epochs}]."
             )
         checks.integer("mask_frequency", self.mask_frequency, least=1)
-        names.require("pruning_schedule", self.pruning_schedule, ("cubic", "constant_rate"))
         super().__post_init__()
 
     def sparsities(self, steps_per_epoch: int) -> pruning.schedules.Schedule:
