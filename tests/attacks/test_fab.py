@@ -119,29 +119,40 @@ WEIGHTS = np.array([[0, 0, 0], [2, 1, 0], [3, 0, -1]], np.float32)
 BIAS = np.array([0, -0.8, -5], np.float32)
 
 
-def one_step(x, **options):
+def one_step(x, bias=BIAS, target=None, **options):
     def classifier(images):
-        return images @ WEIGHTS.T + BIAS
+        return images @ WEIGHTS.T + bias
 
     attack = attacks.FAB(norm="l2", **options)
     image = jnp.array([0.2, 0.0, 0.5])
-    goal = Goal(jnp.array(0), None, classifier(image))
+    goal = Goal(jnp.array(0), target, classifier(image))
     state = attack.init(classifier, image, goal, KEY, jnp.inf)
     return jax.jit(lambda x: attack.step(classifier, state._replace(x=x)))(jnp.array(x))
 
 
-def test_a_step_is_the_published_one():
+MASKED = np.array([0, -0.8, -np.inf], np.float32)
+
+
+@pytest.mark.parametrize("bias", [BIAS, MASKED], ids=["three", "masked"])
+def test_a_step_is_the_published_one(bias):
     # f = 2 * 0.2 + 0 - 0.8 = -0.4 at the image; w = (2, 1, 0), so d0 = 0.4 / 5 * w = (.16, .08, 0).
     # At x = (0.1, 0.1, 0.5), f = -0.5 and d = (0.2, 0.1, 0): lengths 0.1 sqrt(5), 0.08 sqrt(5).
     d, d0 = np.array([0.2, 0.1, 0]), np.array([0.16, 0.08, 0])
     x, image = np.array([0.1, 0.1, 0.5]), np.array([0.2, 0, 0.5])
     for alpha_max, alpha in ((0.1, 0.1), (1.0, 5 / 9)):
-        state = one_step([0.1, 0.1, 0.5], alpha_max=alpha_max, eta=1.05, beta=0.9)
+        state = one_step([0.1, 0.1, 0.5], bias, alpha_max=alpha_max, eta=1.05, beta=0.9)
         end = (1 - alpha) * (x + 1.05 * d) + alpha * (image + 1.05 * d0)  # beyond the boundary
         assert state.found.success
         np.testing.assert_allclose(state.found.image, end, atol=4e-5)
         np.testing.assert_allclose(state.found.distance, np.linalg.norm(end - image), rtol=2e-4)
         np.testing.assert_allclose(state.x, image + 0.9 * (end - image), atol=4e-5)
+
+
+def test_heading_for_a_masked_class_goes_to_its_corner_of_the_box():
+    # Class 2 gains from v_1 and loses by v_3; on the way to its corner class 1 wins.
+    state = one_step([0.1, 0.1, 0.5], MASKED, target=jnp.array(2), alpha_max=0.0, beta=1.0)
+    assert state.found.success
+    np.testing.assert_allclose(state.x, [1.0, 0.1, 0.0], atol=1e-6)
 
 
 def test_the_linearised_boundary_is_projected_on_from_both_sides():
