@@ -248,6 +248,6 @@ def as_attacked(
     attack: Attack, classifier: Classifier, images: Images
 ) -> tuple[Classifier, Images]:
     """Classifier and images `[B, ...]` as the attack gets them: as vectors, where it may."""
-    if not attack.entrywise or attack.norm == "l0_pixels":
+    if not attack.entrywise or norms.get(attack.norm).unit == "pixels":
         return classifier, images
     return classifier.on_vectors(images.shape[1:]), images.reshape(len(images), -1)

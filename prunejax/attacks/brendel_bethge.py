@@ -135,7 +135,7 @@ class BrendelBethge(Attack):
         """L2 radius of the trust region at a step, counted from 0, for that many entries."""
         decays = (step + 1) // max(1, self.steps // self.lr_num_decay)
         decays = jnp.minimum(decays, self.lr_num_decay)
-        lr = self.lr or (max(3e-2, 2 / size) if self.norm in ("l0", "l0_pixels") else 1e-2)
+        lr = self.lr or (max(3e-2, 2 / size) if norms.get(self.norm).unit else 1e-2)
         return lr * size * self.lr_decay**decays
 
     def finished(self, state: BrendelBethgeState) -> jax.Array:

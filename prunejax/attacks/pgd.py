@@ -116,7 +116,7 @@ class PGD(Attack):
 
     def step_length(self, eps: jax.Array, entries: int) -> jax.Array:
         """alpha, in the units of the norm's direction; `entries` is the size of an image."""
-        if self.norm in ("l0", "l0_pixels"):  # entries share a direction of unit L1 length
+        if norms.get(self.norm).unit:  # entries share a direction of unit L1 length
             return jnp.asarray(entries * (self.relative_step or 6.0))
         default = 0.2 if self.norm == "l1" else 2.5 / self.steps
         return eps * (self.relative_step or default)
