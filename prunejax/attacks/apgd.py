@@ -15,6 +15,9 @@ from prunejax.attacks.goal import Goal
 
 # With larger budgets: multiples of eps, and the percentage of the steps for each.
 STAGES = ((3, 30), (2, 30), (1, 40))
+ONLY_IN = {
+    "alpha": ("linf", "l2"), "rho": ("linf", "l2"), "share": ("l1",), "larger_budgets": ("l1",),
+}  # fmt: skip
 
 
 class Point(NamedTuple):
@@ -129,7 +132,7 @@ class APGD(Attack):
 
     Raises:
       ValueError: a hyperparameter out of its range, an unknown loss, a norm that it does not
-        measure in, or `larger_budgets` in another norm than L1.
+        measure in, or an option that is for other norms.
     """
 
     norm: str = "linf"
@@ -150,10 +153,13 @@ class APGD(Attack):
         self._numbers("alpha", within="(0, 1]")
         self._numbers("rho", within="[0, 1]")
         self._numbers("share", within="(0, 1)")
-        if self.larger_budgets and self.norm != "l1":
-            raise ValueError(
-                f"larger_budgets is True with norm {self.norm!r}; it is for 'l1', leave it out."
-            )
+        for field in dataclasses.fields(self):
+            value, of = getattr(self, field.name), ONLY_IN.get(field.name, (self.norm,))
+            if self.norm not in of and value != field.default:
+                raise ValueError(
+                    f"{field.name} is {value!r} with norm {self.norm!r}; it is for "
+                    f"{' and '.join(map(repr, of))}, leave it out."
+                )
 
     def init(self, classifier, image, goal, key, eps) -> APGDState:
         del classifier

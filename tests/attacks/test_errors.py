@@ -402,6 +402,21 @@ def test_a_loss_without_a_gradient_at_the_start(name, options, advice):
         attacks.create(name, loss="kl", **options)
 
 
+@pytest.mark.parametrize(
+    ("norm", "option", "value", "meant_for"),
+    [
+        ("l1", "rho", 0.5, "'linf' and 'l2'"),
+        ("l1", "alpha", 1.0, "'linf' and 'l2'"),
+        ("l2", "share", 0.5, "'l1'"),
+        ("linf", "larger_budgets", True, "'l1'"),
+    ],
+)
+def test_options_of_apgd_that_its_norm_would_ignore(norm, option, value, meant_for):
+    message = f"{option} is {value} with norm '{norm}'; it is for {meant_for}, leave it out"
+    with pytest.raises(ValueError, match=message):
+        attacks.APGD(norm=norm, **{option: value})
+
+
 @pytest.mark.parametrize("name", ["fgsm", "pgd", "apgd", "ddn", "square", "sparse_rs"])
 @pytest.mark.parametrize("option", [{"targeted": True}, {"targets": 1}])
 def test_a_loss_that_knows_no_target(name, option):
