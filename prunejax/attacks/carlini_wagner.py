@@ -143,8 +143,7 @@ class CarliniWagner(Attack):
             found=self.nearest(state.found, state.image, x, adversarial),
         )
         over = stuck | (going_on.iteration >= self.iterations)
-        next_round = self._next_round(going_on)
-        return jax.tree.map(lambda new, old: jnp.where(over, new, old), next_round, going_on)
+        return optax.tree.where(over, self._next_round(going_on), going_on)
 
     def _next_round(self, state: CarliniWagnerState) -> CarliniWagnerState:
         """The same search at the clean image again, with the next c."""

@@ -110,7 +110,7 @@ class SigmaZero(Attack):
 
         grad, logits = jax.grad(objective, has_aux=True)(state.delta)
         adversarial = state.goal.reached(logits)
-        found = self.nearest(state.found, state.image, state.image + state.delta, adversarial)
+        found = self.looked_at(state, logits)
 
         grad = grad / jnp.maximum(jnp.max(jnp.abs(grad)), 1e-12)
         update, adam = optax.scale_by_adam().update(grad, state.adam)
@@ -129,8 +129,3 @@ class SigmaZero(Attack):
 
     def iterate(self, state: SigmaZeroState) -> jax.Array:
         return state.image + state.delta
-
-    def result(self, classifier, state: SigmaZeroState) -> Found:
-        x = state.image + state.delta
-        adversarial = state.goal.reached(logits_of(classifier, x))
-        return self.nearest(state.found, state.image, x, adversarial)

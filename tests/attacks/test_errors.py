@@ -390,14 +390,9 @@ def test_restarts_of_a_deterministic_attack(name, options):
         attacks.create(name, restarts=2, **options)
 
 
-@pytest.mark.parametrize(
-    ("name", "options", "advice"),
-    [
-        ("fgsm", {}, "another loss, or PGD with random_start=True"),
-        ("pgd", {"random_start": False}, "random_start=True or use another loss"),
-    ],
-)
-def test_a_loss_without_a_gradient_at_the_start(name, options, advice):
+@pytest.mark.parametrize(("name", "options"), [("fgsm", {}), ("pgd", {"random_start": False})])
+def test_a_loss_without_a_gradient_at_the_start(name, options):
+    advice = "another loss, or PGD with random_start=True"
     with pytest.raises(ValueError, match=f"loss is 'kl'.*gradient is 0.*{advice}"):
         attacks.create(name, loss="kl", **options)
 
