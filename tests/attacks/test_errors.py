@@ -299,7 +299,7 @@ OUT_OF_RANGE = {
         ("levels", 1, "at least 2"),
     ],
     "carlini_wagner": [
-        ("rounds", 9001, "from 1 to steps = 9000"),
+        ("rounds", 9001, "at most steps = 9000"),
         ("learning_rate", 0.0, "(0, inf)"),
         ("initial_c", -1.0, "(0, inf)"),
         ("confidence", -0.5, "[0, inf)"),
