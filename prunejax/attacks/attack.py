@@ -70,7 +70,8 @@ class Attack:
 
     Raises:
       ValueError: a hyperparameter out of its range, a norm that the attack does not measure in,
-        `targets` in a targeted attack, or restarts of one that draws nothing at random.
+        `targets` in a targeted attack, restarts of one that draws nothing at random, or a loss that
+        is unknown, can head for no target, or has no gradient where the attack begins.
     """
 
     norm: str
@@ -262,7 +263,13 @@ class Attack:
         return Found(image, jnp.array(False), jnp.array(jnp.inf))
 
     def nearest(self, best: Found, image: jax.Array, x: jax.Array, adversarial: jax.Array) -> Found:
-        """`best`, or `x` where that is adversarial and nearer to `image`."""
+        """`best`, or `x` where that is adversarial and nearer to the clean image.
+
+        Args:
+          best: what was found before.
+          image, x: `[...]` the clean image, and one that competes with `best`.
+          adversarial: boolean scalar, whether `x` is.
+        """
         distance = norms.get(self.norm).distance(x - image)
         better = adversarial & (distance < best.distance)
         return optax.tree.where(better, Found(x, adversarial, distance), best)

@@ -174,7 +174,7 @@ class CarliniWagner(Attack):
 
 
 def to_tanh_space(image: jax.Array) -> jax.Array:
-    """W with (tanh(w) + 1) / 2 = image, but for 5e-7 on the edges of the box, where w is +-7.25."""
+    """The w with (tanh(w) + 1) / 2 = image, up to 5e-7 at the edges of the box, w = +-7.25."""
     return jnp.arctanh((2 * image - 1) * (1 - 1e-6))
 
 

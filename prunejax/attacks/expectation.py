@@ -22,15 +22,9 @@ class Expectation:
 
     The draws are a function of the image's bits: another iterate of an attack meets other draws, as
     when the network drew anew at each pass, and yet the same image gives the same answer, so that
-    attacks, their confirmation and their resumption stay reproducible.
-
-    Gradients of the mean logits are the mean of the draws' gradients: expectation over
-    transformation, Athalye et al. (2018), "Synthesizing robust adversarial examples". What an
-    attack climbs is the loss of the mean, not the mean of the losses that theirs and AutoAttack's
-    code climb. For the margin towards a target, which is linear in the logits, the two are one. The
-    cross-entropy of the mean saturates where that of single draws does not: two draws with logits
-    (9, -9) and (1, -1) have gradients that average to 0.06 of a unit of logit, their mean to 5e-5.
-    Where a network's logits are large, climb the margin as well.
+    attacks, their confirmation and their resumption stay reproducible. Gradients are the mean over
+    the draws: expectation over transformation, Athalye et al. (2018), "Synthesizing robust
+    adversarial examples".
 
     What `attacks.run` confirms is the mean over the draws of the returned image: the pass is a
     fresh one, the draws are those that the attack has met there. An attack that looks at hundreds
