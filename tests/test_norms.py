@@ -469,6 +469,22 @@ def test_dual_distance_is_the_best_gain_of_a_unit_budget(name, grad):
         assert float(norm.dual_distance(grad)) == float(norms.get(norm.dual).distance(grad))
 
 
+@pytest.mark.parametrize("name", ["l2", "l1"])
+@pytest.mark.parametrize("value", [0.3, 0.7])
+def test_what_many_equal_entries_round_stays_within_the_budget(name, value):
+    """All are rounded alike, so their errors do not cancel."""
+    image, budgets = np.full(3072, value, np.float32), np.linspace(0.01, 1, 100, dtype="f4")
+
+    @jax.jit
+    @jax.vmap
+    def moved(eps):
+        norm = norms.get(name)
+        return norm.moved(image, norm.project(np.ones_like(image), image, eps), eps)
+
+    for eps, x in zip(budgets, np.asarray(moved(budgets), np.float64), strict=True):
+        assert 0.95 * eps < measure(x - image, name) <= eps * (1 + 1e-6)
+
+
 def test_get_knows_its_names_and_suggests_the_nearest():
     assert [norms.get(name).name for name in norms.NORMS] == NAMES
     with pytest.raises(ValueError, match=r"norm 'l0_pixel'.*'l0_pixels'.*l0, l0_pixels, l1, l2"):

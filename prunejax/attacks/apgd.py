@@ -7,14 +7,17 @@ from typing import ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
-from prunejax import names, norms
-from prunejax.attacks import losses
-from prunejax.attacks.attack import Attack, Found, logits_of
+from prunejax import norms
+from prunejax.attacks.attack import Attack, Found, objective
 from prunejax.attacks.goal import Goal
 
 # With larger budgets: multiples of eps, and the percentage of the steps for each.
 STAGES = ((3, 30), (2, 30), (1, 40))
+ONLY_IN = {
+    "alpha": ("linf", "l2"), "rho": ("linf", "l2"), "share": ("l1",), "larger_budgets": ("l1",),
+}  # fmt: skip
 
 
 class Point(NamedTuple):
@@ -129,7 +132,7 @@ class APGD(Attack):
 
     Raises:
       ValueError: a hyperparameter out of its range, an unknown loss, a norm that it does not
-        measure in, or `larger_budgets` in another norm than L1.
+        measure in, or an option that is for other norms.
     """
 
     norm: str = "linf"
@@ -146,14 +149,16 @@ class APGD(Attack):
 
     def __post_init__(self):
         super().__post_init__()
-        names.lookup("loss", self.loss, losses.LOSSES)
         self._numbers("alpha", within="(0, 1]")
         self._numbers("rho", within="[0, 1]")
         self._numbers("share", within="(0, 1)")
-        if self.larger_budgets and self.norm != "l1":
-            raise ValueError(
-                f"larger_budgets is True with norm {self.norm!r}; it is for 'l1', leave it out."
-            )
+        for field in dataclasses.fields(self):
+            value, of = getattr(self, field.name), ONLY_IN.get(field.name, (self.norm,))
+            if self.norm not in of and value != field.default:
+                raise ValueError(
+                    f"{field.name} is {value!r} with norm {self.norm!r}; it is for "
+                    f"{' and '.join(map(repr, of))}, leave it out."
+                )
 
     def init(self, classifier, image, goal, key, eps) -> APGDState:
         del classifier
@@ -181,14 +186,11 @@ class APGD(Attack):
         return self._project(image, image + t, eps)
 
     def step(self, classifier, state: APGDState) -> APGDState:
-        def objective(x):
-            logits = logits_of(classifier, x)
-            return losses.LOSSES[self.loss](logits, state.goal), logits
-
-        (loss, logits), grad = jax.value_and_grad(objective, has_aux=True)(state.x)
+        climbed = objective(classifier, self.loss, state.goal)
+        (loss, logits), grad = jax.value_and_grad(climbed, has_aux=True)(state.x)
         here = Point(state.x, grad, loss)
-        best = _where(loss > state.best.loss, here, state.best)
-        state = state._replace(best=best, found=self._look(state, logits))
+        best = optax.tree.where(loss > state.best.loss, here, state.best)
+        state = state._replace(best=best, found=self.looked_at(state, logits))
         advance = self._sparse_step if self.norm == "l1" else self._momentum_step
         return advance(state, here)._replace(step=state.step + 1)
 
@@ -201,7 +203,7 @@ class APGD(Attack):
         no_gain = ~pace.halved & (best.loss <= pace.highest)
         halve = checkpoint & (too_few | no_gain)
         eta = jnp.where(halve, pace.eta / 2, pace.eta)
-        x, grad, _ = _where(halve, best, here)
+        x, grad, _ = optax.tree.where(halve, best, here)
 
         direction = norms.get(self.norm).direction(grad, x)
         z = self._project(state.image, x + eta * direction, state.eps)
@@ -225,8 +227,8 @@ class APGD(Attack):
         changed = _changed(image, best.x)
         sparser = checkpoint & (changed < 0.95 * pace.changed)
         eta = jnp.where(sparser, eps, jnp.maximum(pace.eta / 1.5, eps / 10))
-        pace = _where(checkpoint, Sparsity(eta, self._fewer(changed), changed), pace)
-        x, grad, _ = _where(sparser, best, here)
+        pace = optax.tree.where(checkpoint, Sparsity(eta, self._fewer(changed), changed), pace)
+        x, grad, _ = optax.tree.where(sparser, best, here)
 
         slope = jnp.abs(grad.ravel())
         steepest = norms.largest(slope, pace.k).reshape(grad.shape)
@@ -238,8 +240,8 @@ class APGD(Attack):
         x = self._project(image, jnp.where(shrunk, best.x, ahead), eps)
         return state._replace(
             x=x,
-            best=_where(shrunk, _nowhere(x), best),
-            pace=_where(shrunk, self._sparsity(image, x, eps), pace),
+            best=optax.tree.where(shrunk, _nowhere(x), best),
+            pace=optax.tree.where(shrunk, self._sparsity(image, x, eps), pace),
         )
 
     def _sparsity(self, image: jax.Array, x: jax.Array, eps: jax.Array) -> Sparsity:
@@ -264,16 +266,13 @@ class APGD(Attack):
     def finished(self, state: APGDState) -> jax.Array:
         return state.found.success
 
-    def result(self, classifier, state: APGDState) -> Found:
-        return self._look(state, logits_of(classifier, state.x))
-
-    def _look(self, state: APGDState, logits: jax.Array) -> Found:
-        adversarial = state.goal.reached(logits) & ~state.found.success
-        if self.larger_budgets:
-            last = jnp.asarray(self._schedule().budgets)[state.step] == 1
-            distance = norms.get(self.norm).distance(state.x - state.image)
-            adversarial &= last | (distance <= state.eps)
-        return self.nearest(state.found, state.image, state.x, adversarial)
+    def looked_at(self, state: APGDState, logits: jax.Array) -> Found:
+        found = super().looked_at(state, logits)
+        if not self.larger_budgets:
+            return found
+        last = jnp.asarray(self._schedule().budgets)[state.step] == 1
+        distance = norms.get(self.norm).distance(state.x - state.image)
+        return optax.tree.where(last | (distance <= state.eps), found, state.found)
 
 
 class Schedule(NamedTuple):
@@ -336,7 +335,3 @@ def _nowhere(x: jax.Array) -> Point:
 
 def _changed(image: jax.Array, x: jax.Array) -> jax.Array:
     return jnp.sum((x != image).ravel())
-
-
-def _where(which: jax.Array, new, old):
-    return jax.tree.map(lambda a, b: jnp.where(which, a, b), new, old)

@@ -6,13 +6,16 @@ In the docstrings of attacks `[...]` is the shape of that image, `[H, W, C]` or 
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from prunejax import checks, names, norms
+from prunejax.attacks import losses
 from prunejax.attacks.goal import Goal, likeliest
 from prunejax.classifier import Classifier
 
@@ -67,7 +70,8 @@ class Attack:
 
     Raises:
       ValueError: a hyperparameter out of its range, a norm that the attack does not measure in,
-        `targets` in a targeted attack, or restarts of one that draws nothing at random.
+        `targets` in a targeted attack, restarts of one that draws nothing at random, or a loss that
+        is unknown, can head for no target, or has no gradient where the attack begins.
     """
 
     norm: str
@@ -83,6 +87,10 @@ class Attack:
     minimum_norm: ClassVar[bool] = False
     # Whether a try is random, so that another one may find something else.
     draws: ClassVar[bool] = True
+    # What it maximises, a key of `losses.LOSSES`, where that is a choice.
+    loss: ClassVar[str | None] = None
+    # Whether it begins at the clean image and stays there without a gradient.
+    needs_gradient_at_image: ClassVar[bool] = False
     # A black-box attack only looks at outputs.
     uses_gradients: ClassVar[bool] = True
     # It treats all entries of an image alike, whatever its shape (in l0_pixels none does). It then
@@ -118,10 +126,23 @@ class Attack:
                 f"restarts is {self.restarts}; {type(self).__name__} with these options draws "
                 "nothing at random, every try would be the same: use 1 (or `targets`)."
             )
-        if getattr(self, "loss", None) == "kl" and (self.targeted or self.targets):
+        if self.loss is not None:
+            self._require_loss()
+
+    def _require_loss(self) -> None:
+        """Raises a ValueError unless the loss is known and leads somewhere from the clean image."""
+        names.lookup("loss", self.loss, losses.LOSSES)
+        if self.loss not in losses.FROM_CLEAN:
+            return
+        if self.targeted or self.targets:
             raise ValueError(
-                "loss is 'kl'; it compares with the clean image's prediction and can head for no "
-                "target, use another loss."
+                f"loss is {self.loss!r}; it compares with the clean image's prediction and can "
+                "head for no target, use another loss."
+            )
+        if self.needs_gradient_at_image:
+            raise ValueError(
+                f"loss is {self.loss!r}; its gradient is 0 at the clean image, where "
+                f"{type(self).__name__} begins: use another loss, or PGD with random_start=True."
             )
 
     def _integers(self, *of: str, least: int) -> None:
@@ -200,7 +221,17 @@ class Attack:
 
     def result(self, classifier: Classifier, state: State) -> Found:
         """What was found; a last iterate that no step has looked at is looked at here."""
-        raise NotImplementedError
+        return self.looked_at(state, logits_of(classifier, self.iterate(state)))
+
+    def looked_at(self, state: State, logits: jax.Array) -> Found:
+        """`state.found`, or the iterate, whose logits `[C]` these are, where that is adversarial.
+
+        A minimum-norm attack keeps the nearest of them, the others the first.
+        """
+        adversarial = state.goal.reached(logits)
+        if not self.minimum_norm:
+            adversarial &= ~state.found.success
+        return self.nearest(state.found, state.image, self.iterate(state), adversarial)
 
     def find(
         self,
@@ -242,11 +273,16 @@ class Attack:
         return Found(image, jnp.array(False), jnp.array(jnp.inf))
 
     def nearest(self, best: Found, image: jax.Array, x: jax.Array, adversarial: jax.Array) -> Found:
-        """`best`, or `x` where that is adversarial and nearer to `image`."""
+        """`best`, or `x` where that is adversarial and nearer to the clean image.
+
+        Args:
+          best: what was found before.
+          image, x: `[...]` the clean image, and one that competes with `best`.
+          adversarial: boolean scalar, whether `x` is.
+        """
         distance = norms.get(self.norm).distance(x - image)
         better = adversarial & (distance < best.distance)
-        candidate = Found(x, adversarial, distance)
-        return jax.tree.map(lambda new, old: jnp.where(better, new, old), candidate, best)
+        return optax.tree.where(better, Found(x, adversarial, distance), best)
 
 
 def logits_of(classifier: Differentiable, image: jax.Array) -> jax.Array:
@@ -254,10 +290,20 @@ def logits_of(classifier: Differentiable, image: jax.Array) -> jax.Array:
     return classifier(image[None])[0]
 
 
+def objective(classifier: Differentiable, loss: str, goal: Goal) -> Callable:
+    """The function of an image `[...]` that gives a loss there, and the logits `[C]` beside it."""
+
+    def at(image):
+        logits = logits_of(classifier, image)
+        return losses.LOSSES[loss](logits, goal), logits
+
+    return at
+
+
 def as_attacked(
     attack: Attack, classifier: Classifier, images: Images
 ) -> tuple[Classifier, Images]:
     """Classifier and images `[B, ...]` as the attack gets them: as vectors, where it may."""
-    if not attack.entrywise or attack.norm == "l0_pixels":
+    if not attack.entrywise or norms.get(attack.norm).unit == "pixels":
         return classifier, images
     return classifier.on_vectors(images.shape[1:]), images.reshape(len(images), -1)

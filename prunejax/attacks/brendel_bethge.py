@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from prunejax import norms
-from prunejax.attacks import losses, starts
-from prunejax.attacks.attack import Attack, Found, Passes, logits_of
+from prunejax.attacks import starts
+from prunejax.attacks.attack import Attack, Found, Passes, objective
 from prunejax.attacks.goal import Goal
 
 # Where multipliers are looked for. So many halvings bring lambda to 1 / 2500 of itself, the blend
@@ -116,12 +116,9 @@ class BrendelBethge(Attack):
         )  # fmt: skip
 
     def step(self, classifier, state: BrendelBethgeState) -> BrendelBethgeState:
-        def objective(x):
-            logits = logits_of(classifier, x)
-            return losses.margin(logits, state.goal), logits
-
-        (f, logits), g = jax.value_and_grad(objective, has_aux=True)(state.x)
-        found = self._look(state, logits)
+        climbed = objective(classifier, "margin", state.goal)
+        (f, logits), g = jax.value_and_grad(climbed, has_aux=True)(state.x)
+        found = self.looked_at(state, logits)
         momentum = jnp.where(state.step > 0, self.momentum, 0.0)
         b = momentum * state.b + (1 - momentum) * g
         c = jnp.where(f < 0, -self.overshoot * f, (self.overshoot - 2) * f)
@@ -135,16 +132,13 @@ class BrendelBethge(Attack):
         """L2 radius of the trust region at a step, counted from 0, for that many entries."""
         decays = (step + 1) // max(1, self.steps // self.lr_num_decay)
         decays = jnp.minimum(decays, self.lr_num_decay)
-        lr = self.lr or (max(3e-2, 2 / size) if self.norm in ("l0", "l0_pixels") else 1e-2)
+        lr = self.lr or (max(3e-2, 2 / size) if norms.get(self.norm).unit else 1e-2)
         return lr * size * self.lr_decay**decays
 
     def finished(self, state: BrendelBethgeState) -> jax.Array:
         return ~state.found.success
 
-    def result(self, classifier, state: BrendelBethgeState) -> Found:
-        return self._look(state, logits_of(classifier, state.x))
-
-    def _look(self, state: BrendelBethgeState, logits: jax.Array) -> Found:
+    def looked_at(self, state: BrendelBethgeState, logits: jax.Array) -> Found:
         adversarial = state.goal.reached(logits) & state.found.success
         return self.nearest(state.found, state.image, state.x, adversarial)
 

@@ -143,8 +143,7 @@ class CarliniWagner(Attack):
             found=self.nearest(state.found, state.image, x, adversarial),
         )
         over = stuck | (going_on.iteration >= self.iterations)
-        next_round = self._next_round(going_on)
-        return jax.tree.map(lambda new, old: jnp.where(over, new, old), next_round, going_on)
+        return optax.tree.where(over, self._next_round(going_on), going_on)
 
     def _next_round(self, state: CarliniWagnerState) -> CarliniWagnerState:
         """The same search at the clean image again, with the next c."""
@@ -175,7 +174,7 @@ class CarliniWagner(Attack):
 
 
 def to_tanh_space(image: jax.Array) -> jax.Array:
-    """W with (tanh(w) + 1) / 2 = image, but for 5e-7 on the edges of the box, where w is +-7.25."""
+    """The w with (tanh(w) + 1) / 2 = image, up to 5e-7 at the edges of the box, w = +-7.25."""
     return jnp.arctanh((2 * image - 1) * (1 - 1e-6))
 
 

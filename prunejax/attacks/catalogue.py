@@ -2,9 +2,8 @@
 
 from collections.abc import Mapping
 
+from prunejax import norms
 from prunejax.attacks.attack import Attack
-
-UNITS = {"l0": "features", "l0_pixels": "pixels"}
 
 
 def markdown(registry: Mapping[str, type[Attack]]) -> str:
@@ -14,7 +13,7 @@ def markdown(registry: Mapping[str, type[Attack]]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for name, attack in registry.items():
-        counts = " or ".join(UNITS[norm] for norm in attack.supported if norm in UNITS)
+        counts = " or ".join(filter(None, (norms.get(norm).unit for norm in attack.supported)))
         file = attack.__module__.rpartition(".")[2] + ".py"
         cells = (
             f"`{name}`", kind(attack), ", ".join(attack.supported), counts, file, attack.reference,

@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from prunejax import names, norms
-from prunejax.attacks import losses
-from prunejax.attacks.attack import Attack, Found, logits_of
+from prunejax import norms
+from prunejax.attacks.attack import Attack, Found, objective
 from prunejax.attacks.goal import Goal
 
 
@@ -75,7 +74,6 @@ class DDN(Attack):
 
     def __post_init__(self):
         super().__post_init__()
-        names.lookup("loss", self.loss, losses.LOSSES)
         self._numbers("gamma", within="(0, 1)")
         self._numbers("init_eps", within="(0, inf)")
         if self.levels is not None:
@@ -91,14 +89,11 @@ class DDN(Attack):
         return DDNState(image, goal, key, jnp.array(0), image, jnp.array(self.init_eps), found)
 
     def step(self, classifier, state: DDNState) -> DDNState:
-        def objective(x):
-            logits = logits_of(classifier, x)
-            return losses.LOSSES[self.loss](logits, state.goal), logits
-
         l2 = norms.get("l2")
-        grad, logits = jax.grad(objective, has_aux=True)(state.x)
+        climbed = objective(classifier, self.loss, state.goal)
+        grad, logits = jax.grad(climbed, has_aux=True)(state.x)
         adversarial = state.goal.reached(logits)
-        found = self.nearest(state.found, state.image, state.x, adversarial)
+        found = self.looked_at(state, logits)
 
         noise = jax.random.normal(jax.random.fold_in(state.key, state.step), grad.shape)
         direction = l2.direction(jnp.where(jnp.any(grad != 0), grad, noise), state.x)
@@ -119,7 +114,3 @@ class DDN(Attack):
 
     def finished(self, state: DDNState) -> jax.Array:
         return jnp.array(False)
-
-    def result(self, classifier, state: DDNState) -> Found:
-        adversarial = state.goal.reached(logits_of(classifier, state.x))
-        return self.nearest(state.found, state.image, state.x, adversarial)

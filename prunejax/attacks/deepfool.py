@@ -5,6 +5,7 @@ from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from prunejax import norms
 from prunejax.attacks.attack import Attack, Found, Passes, logits_of
@@ -103,16 +104,10 @@ class DeepFool(Attack):
         # A touch more than onto the boundary, so that a step is never lost to rounding.
         r = state.r + (away[k] + BEYOND) * norm.direction(w[k], state.x)
 
-        adversarial = state.goal.reached(logits)
-        found = self.nearest(state.found, state.image, state.x, adversarial)
+        stay = state._replace(found=self.looked_at(state, logits))
         x = jnp.clip(state.image + (1 + self.overshoot) * r, 0, 1)
-        moved = state._replace(step=state.step + 1, r=r, x=x, found=found)
-        stay = state._replace(found=found)
-        return jax.tree.map(lambda a, b: jnp.where(adversarial, a, b), stay, moved)
+        moved = stay._replace(step=state.step + 1, r=r, x=x)
+        return optax.tree.where(state.goal.reached(logits), stay, moved)
 
     def finished(self, state: DeepFoolState) -> jax.Array:
         return state.found.success
-
-    def result(self, classifier, state: DeepFoolState) -> Found:
-        adversarial = state.goal.reached(logits_of(classifier, state.x))
-        return self.nearest(state.found, state.image, state.x, adversarial)

@@ -125,12 +125,14 @@ class FAB(Attack):
     def _nearest_boundary(self, classifier, state: FABState) -> tuple[jax.Array, jax.Array]:
         """The f and w of the rival whose boundary, linearised at x, is nearest without the box."""
         logits, vjp = jax.vjp(lambda x: logits_of(classifier, x), state.x)
-        source, classes = state.goal.source(logits), jnp.arange(logits.size)
-        signs = 1.0 * (classes == state.rivals[:, None]) - 1.0 * (classes == source)
-        f = jnp.sum(signs * logits, axis=1)
-        beyond = BEYOND * jnp.ptp(logits) + ROUNDING * jnp.max(jnp.abs(logits))
+        classes = jnp.arange(logits.size)
+        reach, leave = classes == state.rivals[:, None], classes == state.goal.source(logits)
+        source = jnp.sum(jnp.where(leave, logits, 0.0))
+        f = jnp.sum(jnp.where(reach, logits, 0.0), axis=1) - source
+        finite = jnp.where(jnp.isfinite(logits), logits, source)  # a masked class may be at -inf
+        beyond = BEYOND * jnp.ptp(finite) + ROUNDING * jnp.max(jnp.abs(finite))
         f = jnp.where(f > 0, f, f - beyond)
-        (w,) = jax.vmap(vjp)(signs)
+        (w,) = jax.vmap(vjp)(1.0 * reach - 1.0 * leave)
         if len(state.rivals) == 1:
             return f[0], w[0]
         slope = jax.vmap(norms.get(self.norm).dual_distance)(w)

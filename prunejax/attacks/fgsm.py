@@ -6,9 +6,8 @@ from typing import ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from prunejax import names, norms
-from prunejax.attacks import losses
-from prunejax.attacks.attack import Attack, Found, logits_of
+from prunejax import norms
+from prunejax.attacks.attack import Attack, Found, logits_of, objective
 from prunejax.attacks.goal import Goal
 
 
@@ -50,17 +49,12 @@ class FGSM(Attack):
     loss: str = "cross_entropy"
 
     draws: ClassVar[bool] = False
+    needs_gradient_at_image: ClassVar[bool] = True
     reference: ClassVar[str] = "Goodfellow, Shlens & Szegedy 2015"
     entrywise: ClassVar[bool] = True
 
     def __post_init__(self):
         super().__post_init__()
-        names.lookup("loss", self.loss, losses.LOSSES)
-        if self.loss == "kl":
-            raise ValueError(
-                "loss is 'kl'; its gradient is 0 at the clean image, the only place where FGSM "
-                "looks: use another loss, or PGD with random_start=True."
-            )
         if self.steps != 1:
             raise ValueError(f"steps is {self.steps}; FGSM makes 1 step, use PGD for more.")
 
@@ -69,10 +63,8 @@ class FGSM(Attack):
         return FGSMState(image, goal, eps, image)
 
     def step(self, classifier, state: FGSMState) -> FGSMState:
-        def objective(x):
-            return losses.LOSSES[self.loss](logits_of(classifier, x), state.goal)
-
-        grad = jax.grad(objective)(state.image)
+        climbed = objective(classifier, self.loss, state.goal)
+        grad, _ = jax.grad(climbed, has_aux=True)(state.image)
         norm = norms.get(self.norm)
         delta = norm.maximizer(grad, state.image, state.eps)
         return state._replace(x=norm.moved(state.image, delta, state.eps))

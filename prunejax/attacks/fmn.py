@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from prunejax import norms
-from prunejax.attacks import losses
-from prunejax.attacks.attack import Attack, Found, logits_of
+from prunejax.attacks.attack import Attack, Found, objective
 from prunejax.attacks.goal import Goal
 
 
@@ -93,14 +92,11 @@ class FMN(Attack):
         return FMNState(image, goal, jnp.array(0), image, eps, self.nothing_found(image))
 
     def step(self, classifier, state: FMNState) -> FMNState:
-        def objective(x):
-            logits = logits_of(classifier, x)
-            return losses.margin(logits, state.goal), logits
-
         norm = norms.get(self.norm)
-        (L, logits), grad = jax.value_and_grad(objective, has_aux=True)(state.x)
+        climbed = objective(classifier, "margin", state.goal)
+        (L, logits), grad = jax.value_and_grad(climbed, has_aux=True)(state.x)
         adversarial = state.goal.reached(logits)
-        found = self.nearest(state.found, state.image, state.x, adversarial)
+        found = self.looked_at(state, logits)
 
         gamma = self.gamma_at(state.step)
         if self.norm == "l0":
@@ -134,10 +130,6 @@ class FMN(Attack):
 
     def finished(self, state: FMNState) -> jax.Array:
         return jnp.array(False)
-
-    def result(self, classifier, state: FMNState) -> Found:
-        adversarial = state.goal.reached(logits_of(classifier, state.x))
-        return self.nearest(state.found, state.image, state.x, adversarial)
 
 
 def radius(

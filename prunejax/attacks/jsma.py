@@ -5,7 +5,9 @@ from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
+from prunejax import norms
 from prunejax.attacks.attack import Attack, Found, Passes, logits_of
 from prunejax.attacks.goal import Goal
 
@@ -97,7 +99,7 @@ class JSMA(Attack):
         logits, vjp = jax.vjp(lambda x: logits_of(classifier, x), state.x)
         of_target = jax.nn.one_hot(state.target, logits.size)
         ((alpha, beta),) = jax.vmap(vjp)(jnp.stack([of_target, 1 - of_target]))
-        found = self._look(state, logits)
+        found = self.looked_at(state, logits)
 
         domain = state.domain & ~found.success
         up = jnp.sign(self.theta)
@@ -114,18 +116,11 @@ class JSMA(Attack):
     def finished(self, state: JSMAState) -> jax.Array:
         return state.found.success | state.stuck
 
-    def result(self, classifier, state: JSMAState) -> Found:
-        return self._look(state, logits_of(classifier, state.x))
-
-    def _look(self, state: JSMAState, logits: jax.Array) -> Found:
-        adversarial = state.goal.reached(logits) & ~state.found.success
-        return self.nearest(state.found, state.image, state.x, adversarial)
-
 
 def best_single(rise: jax.Array, fall: jax.Array, among: jax.Array) -> jax.Array:
     """Mask `[d]` of the feature with the largest rise * fall, both positive; empty if none is."""
     positive = among & (rise > 0) & (fall > 0)
-    score = jnp.where(positive, _scaled(rise) * _scaled(fall), -1.0)
+    score = jnp.where(positive, norms.rescale(rise) * norms.rescale(fall), -1.0)
     return positive & (jnp.arange(rise.size) == jnp.argmax(score))
 
 
@@ -150,7 +145,7 @@ def best_pair(rise: jax.Array, fall: jax.Array, among: jax.Array) -> jax.Array:
     Returns:
       The mask; empty if nothing is positive.
     """
-    rise, fall = _scaled(jnp.where(among, rise, 0.0)), _scaled(jnp.where(among, fall, 0.0))
+    rise, fall = (norms.rescale(jnp.where(among, slope, 0.0)) for slope in (rise, fall))
     index = jnp.arange(rise.size)
 
     def promising(carry):
@@ -177,15 +172,9 @@ def best_pair(rise: jax.Array, fall: jax.Array, among: jax.Array) -> jax.Array:
             jnp.stack([p, q]),
         )
         old = (best, R, F, pair)
-        return left, *jax.tree.map(lambda a, b: jnp.where(gain > best, a, b), new, old)
+        return left, *optax.tree.where(gain > best, new, old)
 
     nothing = (among, jnp.float32(0), jnp.float32(1), jnp.float32(1), jnp.full(2, -1))
     pair = jax.lax.while_loop(promising, visit, nothing)[-1]
     alone = among & (jnp.sum(among) == 1) & (rise > 0) & (fall > 0)
     return alone | (index == pair[0]) | (index == pair[1])
-
-
-def _scaled(vector: jax.Array) -> jax.Array:
-    """`vector` over its largest magnitude, so that products of tiny gradients do not underflow."""
-    largest = jnp.max(jnp.abs(vector))
-    return vector / jnp.where(largest > 0, largest, 1.0)

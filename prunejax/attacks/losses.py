@@ -70,6 +70,10 @@ LOSSES: dict[str, Loss] = {
 }
 
 
+# Distances from the clean prediction: they head for no target, and are flat at the clean image.
+FROM_CLEAN = ("kl",)
+
+
 def in_force(name: str, classes: int, aimed: bool) -> str:
     """The loss that is computed where `name` is asked for: "margin" for DLR with few classes.
 

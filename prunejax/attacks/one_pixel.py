@@ -95,7 +95,6 @@ class OnePixel(Attack):
         self._integers("population", least=4)
         self._numbers("differential_weight", within="(0, 2]")
         names.lookup("strategy", self.strategy, dict.fromkeys(("both", "best1", "rand1")))
-        names.lookup("loss", self.loss, losses.LOSSES)
 
     @property
     def init_passes(self) -> Passes:

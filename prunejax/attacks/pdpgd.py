@@ -111,7 +111,7 @@ class PDPGD(Attack):
 
         grad, logits = jax.grad(objective, has_aux=True)(state.delta)
         margin = losses.margin(logits, state.goal.judged())
-        found = self._look(state, logits)
+        found = self.looked_at(state, logits)
 
         eta = self.learning_rate * self.learning_rate_decay ** (state.step / self.steps)
         update, adam = optax.scale_by_adam(B1, B2, ADAM_EPS).update(grad, state.adam)
@@ -134,14 +134,7 @@ class PDPGD(Attack):
         return jnp.array(False)
 
     def iterate(self, state: PDPGDState) -> jax.Array:
-        return state.image + state.delta
-
-    def result(self, classifier, state: PDPGDState) -> Found:
-        return self._look(state, logits_of(classifier, state.image + state.delta))
-
-    def _look(self, state: PDPGDState, logits: jax.Array) -> Found:
-        x = jnp.clip(state.image + state.delta, 0, 1)
-        return self.nearest(state.found, state.image, x, state.goal.reached(logits))
+        return jnp.clip(state.image + state.delta, 0, 1)
 
 
 def multipliers(log_ratio: jax.Array) -> jax.Array:

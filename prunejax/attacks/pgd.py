@@ -6,9 +6,8 @@ from typing import ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from prunejax import names, norms
-from prunejax.attacks import losses
-from prunejax.attacks.attack import Attack, Found, logits_of
+from prunejax import norms
+from prunejax.attacks.attack import Attack, Found, objective
 from prunejax.attacks.goal import Goal
 
 
@@ -78,12 +77,6 @@ class PGD(Attack):
 
     def __post_init__(self):
         super().__post_init__()
-        names.lookup("loss", self.loss, losses.LOSSES)
-        if self.loss == "kl" and not self.random_start:
-            raise ValueError(
-                "loss is 'kl' without random_start; its gradient is 0 at the clean image, from "
-                "where PGD would not move: set random_start=True or use another loss."
-            )
         if self.relative_step is not None:
             self._numbers("relative_step", within="(0, inf)")
         self._numbers("momentum", within="[0, inf)")
@@ -91,6 +84,10 @@ class PGD(Attack):
     @property
     def draws(self) -> bool:
         return self.random_start
+
+    @property
+    def needs_gradient_at_image(self) -> bool:
+        return not self.random_start
 
     def init(self, classifier, image, goal, key, eps) -> PGDState:
         del classifier
@@ -100,33 +97,23 @@ class PGD(Attack):
         return PGDState(image, goal, eps, x, g, self.nothing_found(image))
 
     def step(self, classifier, state: PGDState) -> PGDState:
-        def objective(x):
-            logits = logits_of(classifier, x)
-            return losses.LOSSES[self.loss](logits, state.goal), logits
-
         norm = norms.get(self.norm)
-        grad, logits = jax.grad(objective, has_aux=True)(state.x)
+        climbed = objective(classifier, self.loss, state.goal)
+        grad, logits = jax.grad(climbed, has_aux=True)(state.x)
         g = state.g
         if self.momentum:
             g = self.momentum * g + grad / jnp.maximum(jnp.sum(jnp.abs(grad)), 1e-30)
         direction = norm.direction(g if self.momentum else grad, state.x)
         delta = state.x + self.step_length(state.eps, grad.size) * direction - state.image
         x = norm.moved(state.image, norm.project(delta, state.image, state.eps), state.eps)
-        return state._replace(x=x, g=g, found=self._look(state, logits))
+        return state._replace(x=x, g=g, found=self.looked_at(state, logits))
 
     def step_length(self, eps: jax.Array, entries: int) -> jax.Array:
         """alpha, in the units of the norm's direction; `entries` is the size of an image."""
-        if self.norm in ("l0", "l0_pixels"):  # entries share a direction of unit L1 length
+        if norms.get(self.norm).unit:  # entries share a direction of unit L1 length
             return jnp.asarray(entries * (self.relative_step or 6.0))
         default = 0.2 if self.norm == "l1" else 2.5 / self.steps
         return eps * (self.relative_step or default)
 
     def finished(self, state: PGDState) -> jax.Array:
         return state.found.success
-
-    def result(self, classifier, state: PGDState) -> Found:
-        return self._look(state, logits_of(classifier, state.x))
-
-    def _look(self, state: PGDState, logits: jax.Array) -> Found:
-        adversarial = state.goal.reached(logits) & ~state.found.success
-        return self.nearest(state.found, state.image, state.x, adversarial)

@@ -6,8 +6,8 @@ from typing import ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
-from prunejax import names
 from prunejax.attacks import losses
 from prunejax.attacks.attack import Attack, Found, Passes, logits_of
 from prunejax.attacks.goal import Goal
@@ -71,10 +71,6 @@ class RandomSearch(Attack):
     step_passes: ClassVar[Passes] = Passes(1, 0)
     result_passes: ClassVar[Passes] = Passes(0, 0)
 
-    def __post_init__(self):
-        super().__post_init__()
-        names.lookup("loss", self.loss, losses.LOSSES)
-
     def start(self, key: jax.Array, image: jax.Array, eps: jax.Array) -> Point:
         """A random point within ball and box."""
         raise NotImplementedError
@@ -94,11 +90,8 @@ class RandomSearch(Attack):
         proposal = self.propose(jax.random.fold_in(state.key, state.step + 1), state)
         loss, reached = self._query(classifier, state.goal, proposal.x)
         accepted = ~state.adversarial & (reached | (loss > state.loss))
-        best, loss = jax.tree.map(
-            lambda new, old: jnp.where(accepted, new, old),
-            (proposal, loss),
-            (state.best, state.loss),
-        )
+        before = state.best, state.loss
+        best, loss = optax.tree.where(accepted, (proposal, loss), before)
         return state._replace(
             step=state.step + 1,
             best=best,

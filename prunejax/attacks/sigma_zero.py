@@ -47,6 +47,10 @@ class SigmaZero(Attack):
     gradient-based optimization of l0-norm adversarial examples", algorithm 1; the defaults are the
     authors'.
 
+    On linear networks of 2,304 features one run ends within 1.25 times the fewest. Where those are
+    three or fewer none may be wrong, and what is chosen early is not always undone: with 35
+    features that takes `random_start` and 15 restarts.
+
     Attributes:
       steps: 1000 as in tables of the paper; 100 by default in the authors' code.
       learning_rate: eta at the start, about how far an entry moves in a step, in units of the
@@ -106,7 +110,7 @@ class SigmaZero(Attack):
 
         grad, logits = jax.grad(objective, has_aux=True)(state.delta)
         adversarial = state.goal.reached(logits)
-        found = self.nearest(state.found, state.image, state.image + state.delta, adversarial)
+        found = self.looked_at(state, logits)
 
         grad = grad / jnp.maximum(jnp.max(jnp.abs(grad)), 1e-12)
         update, adam = optax.scale_by_adam().update(grad, state.adam)
@@ -125,8 +129,3 @@ class SigmaZero(Attack):
 
     def iterate(self, state: SigmaZeroState) -> jax.Array:
         return state.image + state.delta
-
-    def result(self, classifier, state: SigmaZeroState) -> Found:
-        x = state.image + state.delta
-        adversarial = state.goal.reached(logits_of(classifier, x))
-        return self.nearest(state.found, state.image, x, adversarial)

@@ -14,14 +14,14 @@ same bisection over image-shaped arrays took 12 to 28 times as long.
 """
 
 from prunejax import names
-from prunejax.norms.geometry import largest
+from prunejax.norms.geometry import largest, nonzero, rescale
 from prunejax.norms.l0 import L0, L0_PIXELS
 from prunejax.norms.l1 import L1
 from prunejax.norms.l2 import L2
 from prunejax.norms.linf import LINF
 from prunejax.norms.norm import LOWER, UPPER, Norm
 
-__all__ = ["LOWER", "NORMS", "UPPER", "Norm", "get", "largest"]
+__all__ = ["LOWER", "NORMS", "UPPER", "Norm", "get", "largest", "nonzero", "rescale"]
 
 NORMS: dict[str, Norm] = {norm.name: norm for norm in (LINF, L2, L1, L0, L0_PIXELS)}
 

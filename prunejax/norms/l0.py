@@ -59,5 +59,6 @@ L0 = Norm(
     gains=None,
     steepest=_unit,
     sample=_sample,
+    unit="features",
 )
-L0_PIXELS = dataclasses.replace(L0, name="l0_pixels", flatten=_pixels)
+L0_PIXELS = dataclasses.replace(L0, name="l0_pixels", flatten=_pixels, unit="pixels")

@@ -41,4 +41,5 @@ L1 = Norm(
     gains=_fill_by_slope,
     steepest=_slide,
     sample=_sample,
+    adds_up=True,
 )

@@ -39,4 +39,5 @@ L2 = Norm(
     gains=_proportional_gains,
     steepest=_unit,
     sample=_sample,
+    adds_up=True,
 )

@@ -33,6 +33,8 @@ class Norm:
             the sum of worth. None where units are counted.
         steepest: (gradient, mask of the entries that the box lets move) -> direction.
         sample: (key, image, eps) -> random perturbation, image-shaped, not yet projected.
+        adds_up: whether every entry makes it longer, and so does the rounding of every entry.
+        unit: what is counted, "features" or "pixels"; None where nothing is.
     """
 
     name: str
@@ -45,6 +47,8 @@ class Norm:
     gains: Callable[[Array, Array, Array], Array] | None
     steepest: Callable[[Array, Array], Array]
     sample: Callable[[Array, Array, Array], Array]
+    adds_up: bool = False
+    unit: str | None = None
 
     def distance(self, delta: Array) -> Array:
         """Length of a perturbation, a float32 scalar; l0: how many units are not exactly zero."""
@@ -88,11 +92,11 @@ class Norm:
     def moved(self, image: Array, delta: Array, eps: Array | float) -> Array:
         """`image + delta`, of a delta within budget and box, as an image within both.
 
-        In L1 the sum of what float32 rounds in thousands of entries may be beyond the budget: then
-        each of them is one float32 nearer to the image.
+        In L1 and L2 what float32 rounds in thousands of entries may add up to more than the budget
+        allows: then each of them is one float32 nearer to the image.
         """
         x = jnp.clip(image + delta, 0, 1)
-        if self.name != "l1":
+        if not self.adds_up:
             return x
         return jnp.where(self.distance(x - image) > eps, jnp.nextafter(x, image), x)
 

@@ -22,13 +22,13 @@ def test_versions_of_autoattack_are_the_published_ones(norm):
         norm=norm, steps=100, loss="cross_entropy", alpha=0.75, rho=0.75, larger_budgets=larger
     )
     apgd_dlr = dataclasses.replace(apgd_ce, loss="dlr")
-    apgd_t = dataclasses.replace(apgd_dlr, targets=5 if larger else 9)
+    apgd_t = dataclasses.replace(apgd_dlr, targets=9)
     fab = attacks.FAB(norm=norm, steps=100, candidates=9, alpha_max=0.1, eta=1.05, beta=0.9)
     fab_t = dataclasses.replace(fab, targets=9)
     square = attacks.Square(norm=norm, steps=5000, p_init=0.8, rescale_schedule=False)
     assert members(norm=norm) == [
         ("apgd_ce", dataclasses.replace(apgd_ce, restarts=5 if larger else 1)),
-        ("apgd_t", apgd_t),
+        ("apgd_t", dataclasses.replace(apgd_t, targets=5 if larger else 9)),
         ("fab_t", fab_t),
         ("square", square),
     ]
@@ -42,6 +42,24 @@ def test_versions_of_autoattack_are_the_published_ones(norm):
         ("fab_t", fab_t),
     ]
     assert members(norm=norm, version="rand") == [("apgd_ce", apgd_ce), ("apgd_dlr", apgd_dlr)]
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+@pytest.mark.parametrize(("version", "classes"), [("standard", 4), ("plus", 4), ("rand", 2)])
+def test_autoattack_succeeds_just_above_the_exact_distance(
+    norm, version, classes, linear_classifier
+):
+    problem = random_linear(0, (20,), classes)
+    attack = attacks.create("autoattack", norm=norm, version=version)
+    for share, wanted in ((0.95, False), (1.25, True)):
+        eps = share * minimum_distances(problem, norm)
+        result = attacks.run(
+            attack, linear_classifier(problem), problem.images, problem.labels,
+            key=jax.random.key(0), eps=eps,
+        )  # fmt: skip
+        assert np.array_equal(result.success, np.full(8, wanted))
+        assert_valid(result, problem, problem.labels, norm, eps)
 
 
 @pytest.mark.parametrize(

@@ -229,6 +229,29 @@ def test_momentum_accumulates_gradients_of_length_one(norm):
         np.testing.assert_allclose(state.x, x, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("norm", "way"),
+    [
+        ("linf", [0.025, 0.025]),  # 2.5 / steps of eps
+        ("l2", [0.015, 0.02]),
+        ("l1", [0.0, 0.04]),  # 0.2 of eps, on the steepest
+        ("l0", [0.12, 0.5]),  # 6 an entry on average: the steepest beyond the edge of the box
+    ],
+)
+def test_the_default_steps_of_pgd(norm, way):
+    slopes = {"l2": [3.0, 4.0], "l0": [1.0, 99.0]}.get(norm, [1.0, 2.0])
+    budget = 2.0 if norm == "l0" else 0.2
+    image = jnp.full(2, 0.5)
+
+    def classifier(images):
+        score = images @ jnp.array(slopes) - 1000
+        return jnp.stack([jnp.zeros_like(score), score], axis=1)
+
+    attack = attacks.PGD(norm=norm, steps=20, random_start=False)
+    state = attack.init(classifier, image, attacks.Goal(jnp.array(0)), KEY, jnp.float32(budget))
+    np.testing.assert_allclose(attack.step(classifier, state).x - image, way, atol=1e-6)
+
+
 @pytest.mark.parametrize(("shape", "classes", "norm"), [((20,), 3, "linf"), ((20,), 10, "l1")])
 def test_restarts_free_pgd_from_the_wrong_class(shape, classes, norm, linear_classifier):
     problem = random_linear(0, shape, classes)

@@ -299,7 +299,7 @@ OUT_OF_RANGE = {
         ("levels", 1, "at least 2"),
     ],
     "carlini_wagner": [
-        ("rounds", 9001, "from 1 to steps = 9000"),
+        ("rounds", 9001, "at most steps = 9000"),
         ("learning_rate", 0.0, "(0, inf)"),
         ("initial_c", -1.0, "(0, inf)"),
         ("confidence", -0.5, "[0, inf)"),
@@ -390,16 +390,26 @@ def test_restarts_of_a_deterministic_attack(name, options):
         attacks.create(name, restarts=2, **options)
 
 
-@pytest.mark.parametrize(
-    ("name", "options", "advice"),
-    [
-        ("fgsm", {}, "another loss, or PGD with random_start=True"),
-        ("pgd", {"random_start": False}, "random_start=True or use another loss"),
-    ],
-)
-def test_a_loss_without_a_gradient_at_the_start(name, options, advice):
+@pytest.mark.parametrize(("name", "options"), [("fgsm", {}), ("pgd", {"random_start": False})])
+def test_a_loss_without_a_gradient_at_the_start(name, options):
+    advice = "another loss, or PGD with random_start=True"
     with pytest.raises(ValueError, match=f"loss is 'kl'.*gradient is 0.*{advice}"):
         attacks.create(name, loss="kl", **options)
+
+
+@pytest.mark.parametrize(
+    ("norm", "option", "value", "meant_for"),
+    [
+        ("l1", "rho", 0.5, "'linf' and 'l2'"),
+        ("l1", "alpha", 1.0, "'linf' and 'l2'"),
+        ("l2", "share", 0.5, "'l1'"),
+        ("linf", "larger_budgets", True, "'l1'"),
+    ],
+)
+def test_options_of_apgd_that_its_norm_would_ignore(norm, option, value, meant_for):
+    message = f"{option} is {value} with norm '{norm}'; it is for {meant_for}, leave it out"
+    with pytest.raises(ValueError, match=message):
+        attacks.APGD(norm=norm, **{option: value})
 
 
 @pytest.mark.parametrize("name", ["fgsm", "pgd", "apgd", "ddn", "square", "sparse_rs"])

@@ -119,9 +119,9 @@ WEIGHTS = np.array([[0, 0, 0], [2, 1, 0], [3, 0, -1]], np.float32)
 BIAS = np.array([0, -0.8, -5], np.float32)
 
 
-def one_step(x, **options):
+def one_step(x, bias=BIAS, **options):
     def classifier(images):
-        return images @ WEIGHTS.T + BIAS
+        return images @ WEIGHTS.T + bias
 
     attack = attacks.FAB(norm="l2", **options)
     image = jnp.array([0.2, 0.0, 0.5])
@@ -130,13 +130,17 @@ def one_step(x, **options):
     return jax.jit(lambda x: attack.step(classifier, state._replace(x=x)))(jnp.array(x))
 
 
-def test_a_step_is_the_published_one():
+MASKED = np.array([0, -0.8, -np.inf], np.float32)
+
+
+@pytest.mark.parametrize("bias", [BIAS, MASKED], ids=["three", "masked"])
+def test_a_step_is_the_published_one(bias):
     # f = 2 * 0.2 + 0 - 0.8 = -0.4 at the image; w = (2, 1, 0), so d0 = 0.4 / 5 * w = (.16, .08, 0).
     # At x = (0.1, 0.1, 0.5), f = -0.5 and d = (0.2, 0.1, 0): lengths 0.1 sqrt(5), 0.08 sqrt(5).
     d, d0 = np.array([0.2, 0.1, 0]), np.array([0.16, 0.08, 0])
     x, image = np.array([0.1, 0.1, 0.5]), np.array([0.2, 0, 0.5])
     for alpha_max, alpha in ((0.1, 0.1), (1.0, 5 / 9)):
-        state = one_step([0.1, 0.1, 0.5], alpha_max=alpha_max, eta=1.05, beta=0.9)
+        state = one_step([0.1, 0.1, 0.5], bias, alpha_max=alpha_max, eta=1.05, beta=0.9)
         end = (1 - alpha) * (x + 1.05 * d) + alpha * (image + 1.05 * d0)  # beyond the boundary
         assert state.found.success
         np.testing.assert_allclose(state.found.image, end, atol=4e-5)
