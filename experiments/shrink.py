@@ -210,6 +210,7 @@ def _without_channels(classifier, mask, image_shape, pruner, evidence, settings)
         classifier.variables,
         settings.share,
         pruner,
+        current=mask,
         evidence=evidence,
         multiple=settings.multiple,
     )

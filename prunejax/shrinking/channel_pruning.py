@@ -28,13 +28,16 @@ def channel_mask(
     sparsity: float,
     pruner: Pruner | None = None,
     *,
+    current: Any | None = None,
     evidence: Evidence | None = None,
     multiple: int = 1,
 ) -> Any:
     """A mask of whole channels, coupled ones together, ready for `shrink`.
 
     A channel's score is the mean of its makers' scores: of a filter, or of the filters of all
-    layers whose outputs are added. By the aggregate "first" it is that of the first maker.
+    layers whose outputs are added. By the aggregate "first" it is that of the first maker. What an
+    earlier mask has removed of the makers does not count, and a channel that it leaves nothing of
+    goes before all others.
 
     Args:
       traced: the network's structure.
@@ -45,27 +48,29 @@ def channel_mask(
         allocation each group is a layer, of as many units as it has channels and of the path and
         shape of one of its makers: the first that a table's patterns match, or the first of all.
         Its guard keeps a channel of each group.
+      current: an earlier mask of the parameters, any; all is left where None.
       evidence: for criteria that need more than the weights.
       multiple: the widths of the layers are rounded up to a multiple of this, or left whole: the
         best of those that would go stay. (`shrink` keeps zeros, which training does not revive.)
 
     Returns:
-      A mask of the parameters that is carried through everything a channel touches.
+      A mask of the parameters that is carried through everything a channel touches; what else
+      `current` has removed is not in it.
 
     Raises:
       ValueError: a sparsity outside [0, 1) or above that of the allocation's table, a multiple
-        below 1, variables without "params" or of another network than the traced one, a pattern
-        without a match, one of `include` but "*" that matches only weights whose channels must stay
-        (`kept_whole` lists them), a granularity of other units, evidence that the criterion lacks,
-        no channel that could be removed, or a weight whose outputs are on neither of its last two
-        axes.
+        below 1, variables without "params" or of another network than the traced one, a mask
+        `current` that does not fit, a pattern without a match, one of `include` but "*" that
+        matches only weights whose channels must stay (`kept_whole` lists them), a granularity of
+        other units, evidence that the criterion lacks, no channel that could be removed, or a
+        weight whose outputs are on neither of its last two axes.
     """
     pruner = Pruner() if pruner is None else pruner
     checks.number("sparsity", sparsity, within="[0, 1)")
     checks.integer("multiple", multiple, least=1)
     structure.require_params(variables)
     params = variables["params"]
-    score = channel_scores(traced, params, pruner, evidence)
+    score = channel_scores(traced, params, pruner, evidence, current=current)
     allowed = trees.prunable(params, pruner.include, pruner.exclude)
     groups = [group for group in shrink.groups(traced) if _is_allowed(traced, group, allowed)]
     _require_effect(traced, groups, pruner, allowed)
@@ -132,27 +137,35 @@ def _speaker(makers: Sequence[str], pruner: Pruner) -> str:
 
 
 def channel_scores(
-    traced: Structure, params: Any, pruner: Pruner, evidence: Evidence | None = None
+    traced: Structure,
+    params: Any,
+    pruner: Pruner,
+    evidence: Evidence | None = None,
+    *,
+    current: Any | None = None,
 ) -> np.ndarray:
     """`[channels]`: the score of each channel from its makers'; 0 where none is scored.
 
-    Args and errors as in `channel_mask`.
+    And -inf where the mask `current` leaves nothing of it. Args and errors as in `channel_mask`.
     """
     structure.require_traced(traced, params)
+    current = masks.dense(params) if current is None else current
+    kept = shrink.left_by(traced, params, current)
     allowed = trees.prunable(params, pruner.include, pruner.exclude)
     axes = [(path, axis) for path in allowed for axis in _made_axes(traced, path)]
     evidence = (evidence or Evidence()).keyed()
-    scores = unit_scores(params, pruner, axes, evidence._replace(allowed=allowed))
+    evidence = evidence._replace(allowed=allowed, mask=current)
+    scores = unit_scores(masks.apply(params, current), pruner, axes, evidence)
     total, number = np.zeros(traced.number), np.zeros(traced.number)
     only_first = aggregate_of(pruner) == "first"
     for (path, axis), own in scores.items():
         channels, own = traced.along(f"params/{path}")[axis], own.ravel()
+        counts = own > -np.inf
         if only_first:
-            unscored = number[channels] == 0
-            channels, own = channels[unscored], own[unscored]
-        np.add.at(total, channels, own)
-        np.add.at(number, channels, 1)
-    return total / np.maximum(number, 1)
+            counts &= number[channels] == 0
+        np.add.at(total, channels[counts], own[counts])
+        np.add.at(number, channels[counts], 1)
+    return np.where(kept, total / np.maximum(number, 1), -np.inf)
 
 
 def _made_axes(traced: Structure, path: str) -> list[int]:
@@ -180,9 +193,11 @@ def unit_scores(
 
     Args and errors as in `channel_mask`, and
       axes: the path of each weight and one of its axes, -1 or -2.
+      evidence: its mask, where there is one, is that of the parameters.
 
     Returns:
-      Scores by path and axis; their shapes broadcast against the weights.
+      Scores by path and axis, -inf where the mask leaves nothing; their shapes broadcast against
+      the weights.
     """
     if pruner.granularity not in GRANULARITIES:
         raise ValueError(
@@ -197,11 +212,11 @@ def unit_scores(
     trees.require_like(f"the scores of criterion {criterion.name!r}", of_weights, params)
     of_weights, leaves = trees.flatten(of_weights), trees.flatten(params)
     reduction = granularity.AGGREGATES[aggregate_of(pruner)]
-    everything = jnp.array(True)
+    left = trees.flatten(masks.dense(params) if evidence.mask is None else evidence.mask)
     return {
         (path, axis): np.asarray(
             UNITS[axis].scores(
-                of_weights[path], everything, jnp.shape(leaves[path]), reduction, criterion.finish
+                of_weights[path], left[path], jnp.shape(leaves[path]), reduction, criterion.finish
             )
         )
         for path, axis in axes

@@ -1,7 +1,7 @@
 """From a mask of filters or channels to a network that is smaller."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -96,23 +96,10 @@ def kept_channels(traced: Structure, params: Any, mask: Any) -> np.ndarray:
 
     Args and errors as in `shrink`.
     """
-    masks.validate(params, mask)
-    structure.require_traced(traced, params)
-    alive, wanted_gone = np.ones(len(traced.channels.channel), bool), {}
-    for path, leaf in trees.flatten(mask).items():
-        labels = traced.channels.labels[traced.variables[f"params/{path}"]]
-        for axis, (own, left) in enumerate(
-            zip(labels, _left_along(leaf, len(labels)), strict=True)
-        ):
-            # One number for all of a layer says the same of each channel that it makes.
-            of_layer = np.size(leaf) == 1 and traced.channels.made[own].any()
-            if left.size == own.size or of_layer:
-                alive[own] = left
-                if np.size(leaf) == left.size:  # the mask removes whole slices along this axis
-                    wanted_gone[path, axis] = own[~alive[own]]
-    kept = ~_gone(traced, alive)
-    for (path, axis), labels in wanted_gone.items():
-        _refuse_fixed(traced, path, axis, labels)
+    kept, leaves = left_by(traced, params, mask), trees.flatten(mask)
+    for path, axis, own, left in _said_of_axes(traced, mask):
+        if np.size(leaves[path]) == left.size:  # the mask removes whole slices along this axis
+            _refuse_fixed(traced, path, axis, own[~np.broadcast_to(left, own.shape)])
     for (path, _), channels in _made(traced).items():
         if not kept[channels].any():
             raise ValueError(
@@ -120,6 +107,34 @@ def kept_channels(traced: Structure, params: Any, mask: Any) -> np.ndarray:
                 "makes; keep at least one (the collapse guard of pruning does)."
             )
     return kept
+
+
+def left_by(traced: Structure, params: Any, mask: Any) -> np.ndarray:
+    """As `kept_channels`, of any mask: what else it removes, or all of a layer, is no error.
+
+    Raises:
+      ValueError: a mask of another structure, or parameters of another network.
+    """
+    masks.validate(params, mask)
+    structure.require_traced(traced, params)
+    alive = np.ones(len(traced.channels.channel), bool)
+    for _, _, own, left in _said_of_axes(traced, mask):
+        alive[own] = left
+    return ~_gone(traced, alive)
+
+
+def _said_of_axes(
+    traced: Structure, mask: Any
+) -> Iterator[tuple[str, int, np.ndarray, np.ndarray]]:
+    """(path, axis, its labels `[n]`, what is left at each, `[n]` or `[1]`) where the mask tells."""
+    for path, leaf in trees.flatten(mask).items():
+        labels = traced.channels.labels[traced.variables[f"params/{path}"]]
+        sides = zip(labels, _left_along(leaf, len(labels)), strict=True)
+        for axis, (own, left) in enumerate(sides):
+            # One number for all of a layer says the same of each channel that it makes.
+            of_layer = np.size(leaf) == 1 and traced.channels.made[own].any()
+            if left.size == own.size or of_layer:
+                yield path, axis, own, left
 
 
 def groups(traced: Structure) -> list[np.ndarray]:
