@@ -72,7 +72,7 @@ def density(params: Params, mask: Mask, paths: tuple[str, ...] | None = None) ->
     Args:
       params: pytree of parameters.
       mask: its mask.
-      paths: the leaves to count; all weights (`trees.prunable`) where None, so that layers which
+      paths: the leaves to count; all weights (`trees.weights`) where None, so that layers which
         were never candidates count too.
 
     Raises:

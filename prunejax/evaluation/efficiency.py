@@ -17,7 +17,7 @@ from jax.extend import core
 
 from prunejax import checks, jaxprs, masks, trees
 from prunejax.classifier import Classifier
-from prunejax.shrinking import packing
+from prunejax.shrinking import packing, structure
 
 
 class Layer(NamedTuple):
@@ -49,7 +49,7 @@ class Efficiency(NamedTuple):
       layers: of its weights (leaves of rank two or more), in the order of their paths.
       parameters, nonzero: numbers in all parameters, and how many of them are not zero.
       nominal_density: share of the weights that the mask might have removed and keeps.
-      density: share of all weights that are not zero.
+      density: share of all weights that are not zero; 1 where there are none.
       flops, effective_flops: of one image, additions and multiplications.
       bytes_on_disk: parameters packed with their mask (`shrinking.packing`).
       latency: seconds for a batch, the fastest of several.
@@ -92,10 +92,12 @@ def efficiency(
       progress: called with (batches timed, batches in all), first before compilation.
 
     Raises:
-      ValueError: a mask of another structure, a batch size or a number of repeats below 1.
+      ValueError: variables without "params", a mask of another structure, a batch size or a number
+        of repeats below 1, and as in `count`.
     """
     for name, value in (("batch_size", batch_size), ("repeats", repeats)):
         checks.integer(name, value, least=1)
+    structure.require_params(classifier.variables)
     params = classifier.params
     mask = masks.dense(params) if mask is None else mask
     nominal = masks.nominal_density(params, mask)
@@ -110,7 +112,7 @@ def efficiency(
         parameters=trees.size(classifier.params),
         nonzero=sum(int(np.count_nonzero(leaf)) for leaf in leaves),
         nominal_density=nominal,
-        density=sum(x.nonzero for x in layers) / sum(x.weights for x in layers),
+        density=sum(x.nonzero for x in layers) / sum(x.weights for x in layers) if layers else 1.0,
         flops=sum(x.flops for x in layers),
         effective_flops=sum(x.effective_flops for x in layers),
         bytes_on_disk=sum(x.nbytes for x in packing.pack(classifier.params, mask).values()),
@@ -130,9 +132,10 @@ def count(classifier: Classifier, image_shape: tuple[int, ...]) -> tuple[Layer, 
     activations are not counted.
 
     Raises:
-      ValueError: a product with a weight inside of `while` or `cond`, of which nobody knows how
-        often it runs; images that the network does not take.
+      ValueError: variables without "params"; a product with a weight inside of `while` or `cond`,
+        of which nobody knows how often it runs; images that the network does not take.
     """
+    structure.require_params(classifier.variables)
     shapes = jax.eval_shape(lambda: classifier.variables)
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     try:
@@ -143,24 +146,22 @@ def count(classifier: Classifier, image_shape: tuple[int, ...]) -> tuple[Layer, 
         ) from error
     *inputs, images = program.inputs
     leaves = trees.flatten(classifier.params)
-    weights = {f"params/{path}" for path in trees.prunable(classifier.params)}
+    weights = {f"params/{path}": leaves[path] for path in trees.weights(classifier.params)}
     paths = zip(inputs, trees.flatten(shapes), strict=True)
     sources = {variable: frozenset([path]) for variable, path in paths if path in weights}
     sources[images] = frozenset([_IMAGES])
     work, saved = collections.Counter(), collections.Counter()
     for made_of, zero_where, number in _products(program, sources, sources):
-        sizes = {path: np.size(leaves[path.removeprefix("params/")]) for path in made_of}
+        sizes = {path: np.size(weights[path]) for path in made_of}
         for path, size in sizes.items():
             part = 2 * number * size // sum(sizes.values())
             work[path] += part
             if path in zero_where:
-                zeros = size - np.count_nonzero(leaves[path.removeprefix("params/")])
-                saved[path] += part * int(zeros) // size
+                saved[path] += part * (size - int(np.count_nonzero(weights[path]))) // size
     layers = []
-    for path in trees.prunable(classifier.params):
-        size, nonzero = int(np.size(leaves[path])), int(np.count_nonzero(leaves[path]))
-        flops = work[f"params/{path}"]
-        layers.append(Layer(path, size, nonzero, flops, flops - saved[f"params/{path}"]))
+    for path, leaf in weights.items():
+        name, numbers = path.removeprefix("params/"), (np.size(leaf), int(np.count_nonzero(leaf)))
+        layers.append(Layer(name, *numbers, work[path], work[path] - saved[path]))
     return tuple(layers)
 
 

@@ -275,6 +275,20 @@ def test_work_of_unknown_length_is_named():
     assert layer.flops == 2
 
 
+def test_a_network_without_weights_costs_nothing_but_its_parameters():
+    variables = {"params": {"scale": np.array([1.0, 0.0], np.float32)}}
+    scaled = Classifier(variables, lambda variables, x: x * variables["params"]["scale"])
+    found = efficiency.efficiency(scaled, (2,), batch_size=1, repeats=1)
+    assert (found.layers, found.parameters, found.nonzero) == ((), 2, 1)
+    assert (found.flops, found.density, found.nominal_density) == (0, 1, 1)
+
+
+@pytest.mark.parametrize("cost", [efficiency.count, efficiency.efficiency])
+def test_variables_without_parameters_are_named(cost):
+    with pytest.raises(ValueError, match="variables have no entry 'params'"):
+        cost(Classifier({"w": np.ones((2, 2))}, lambda variables, x: x @ variables["w"]), (2,))
+
+
 def test_bad_arguments_are_refused():
     classifier = classifier_of(models.create("mlp", num_classes=3, widths=(4,)), (5,))
     with pytest.raises(ValueError, match=r"image_shape is \(9,\), and the network does not take"):
