@@ -1,7 +1,8 @@
 """Choosing channels as they can be removed: all that belongs to one together."""
 
 import fnmatch
-from collections.abc import Collection, Sequence
+import glob
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -45,9 +46,9 @@ def channel_mask(
       sparsity: share of the channels to remove, in [0, 1).
       pruner: its criterion and aggregate score the filters of convolutions and the columns of dense
         layers; a group of channels is left alone where any of its makers is excluded. To its
-        allocation each group is a layer, of as many units as it has channels and of the path and
-        shape of one of its makers: the first that a table's patterns match, or the first of all.
-        Its guard keeps a channel of each group.
+        allocation each group is a layer, of as many units as it has channels and of the shape of
+        the first of its makers; a table's first pattern that matches any of them counts. Its guard
+        keeps a channel of each group.
       current: an earlier mask of the parameters, any; all is left where None.
       evidence: for criteria that need more than the weights.
       multiple: the widths of the layers are rounded up to a multiple of this, or left whole: the
@@ -97,43 +98,34 @@ def _removed(
 ) -> list[tuple[np.ndarray, int]]:
     """The channels that are ranked together, and how many of them go."""
     shapes = {path: jnp.shape(leaf) for path, leaf in trees.flatten(params).items()}
-    named, layers = {}, {}
+    named, makers, layers = {}, {}, {}
     for group in groups:
-        path = name = _speaker(shrink.makers(traced, group), pruner)
+        paths = shrink.makers(traced, group)
+        name = paths[0]
         if name in named:  # one weight, whose two axes make channels of different groups
-            name = f"{path} ({len(named)})"
-        named[name] = group
-        layers[name] = allocation.Layer(len(group), shapes[path])
-    told = _told(traced, groups, named, pruner)
-    counts = allocation.create(told)(layers, sparsity)
+            name = f"{name} ({len(named)})"
+        named[name], makers[name] = group, paths
+        layers[name] = allocation.Layer(len(group), shapes[paths[0]])
+    by_name = _by_name(pruner.allocation, makers)
+    counts = allocation.create(by_name)(layers, sparsity)
     if pruner.guard:
-        counts = allocation.guarded(counts, layers, allocation.protected(layers, told))
+        counts = allocation.guarded(counts, layers, allocation.protected(layers, by_name))
     return [(np.concatenate([named[name] for name in own]), number) for own, number in counts]
 
 
-def _told(
-    traced: Structure, groups: Sequence[np.ndarray], named: Collection[str], pruner: Pruner
+def _by_name(
+    wanted: str | allocation.Table, makers: Mapping[str, Sequence[str]]
 ) -> str | allocation.Table:
-    """The allocation; of a table what says anything of the groups, as they are named.
-
-    What matches another maker of a group than the one by which it is known has lost to the pattern
-    before it.
-    """
-    if isinstance(pruner.allocation, str):
-        return pruner.allocation
-    every = [path for group in groups for path in shrink.makers(traced, group)]
-    return tuple(
-        (pattern, density)
-        for pattern, density in pruner.allocation
-        if fnmatch.filter(named, pattern) or not fnmatch.filter(every, pattern)
+    """The allocation; of a table the density of each group, and the patterns that match none."""
+    if isinstance(wanted, str):
+        return wanted
+    every = [path for paths in makers.values() for path in paths]
+    unmatched = [entry for entry in wanted if not fnmatch.filter(every, entry[0])]
+    found = (
+        (glob.escape(name), next((d for p, d in wanted if fnmatch.filter(paths, p)), 1.0))
+        for name, paths in makers.items()
     )
-
-
-def _speaker(makers: Sequence[str], pruner: Pruner) -> str:
-    """The one of a group's makers by whose path the allocation knows it."""
-    patterns = () if isinstance(pruner.allocation, str) else dict(pruner.allocation)
-    matching = (path for pattern in patterns for path in fnmatch.filter(makers, pattern))
-    return next(matching, makers[0])
+    return (*unmatched, *found)
 
 
 def channel_scores(

@@ -392,6 +392,19 @@ def test_heads_are_scored_by_the_mean_of_all_that_make_them():
     np.testing.assert_allclose(scores[traced.along("params/a")[2]], of_values, rtol=1e-6)
 
 
+@pytest.mark.parametrize("pattern", ["a", "a*", "[a]"])
+def test_a_pattern_means_all_groups_that_a_weight_makes(pattern):
+    """Heads, and the features of their values; not those of queries and keys."""
+    kernel = (4, 4, 6)
+    classifier = classifier_of(heads, q=kernel, k=kernel, a=kernel, b=(4, 6, 2))
+    traced = structure_of(classifier, (5, 4))
+    pruner = Pruner(allocation={pattern: 0.5})
+    mask = shrinking.channel_mask(traced, classifier.variables, 5 / 16, pruner)
+    small = shrinking.shrink(classifier, mask, (5, 4), check=False)
+    assert small.params["a"].shape == (4, 2, 3)
+    assert small.params["q"].shape == small.params["k"].shape == (4, 2, 6)
+
+
 def test_outputs_on_a_first_axis_are_named():
     classifier = classifier_of(convolved("OIHW"), a=(6, 4, 2, 2), b=(6, 2))
     traced = structure_of(classifier)
