@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import types
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -144,6 +145,40 @@ def test_memory_is_that_of_weights_images_and_what_is_between():
     least = 4 * (weights + batch * (layers[0] + layers[-1]))
     # Between are at most the normalised images and the layers' outputs, before and after ReLU.
     assert least <= found.peak_memory <= least + 4 * 2 * batch * sum(layers) + 1024
+
+
+def test_latency_is_the_fastest_of_several_batches_from_their_start_to_their_end(monkeypatch):
+    """By a clock that says 5, 2 and 4 seconds, of which compiling and the first batch are none."""
+    events, ticks = [], iter([0, 5, 10, 12, 20, 24])
+
+    class Program:
+        def __call__(self, classifier, images):
+            assert images.shape == (6, 4)
+            events.append("started")
+            return self
+
+        def block_until_ready(self):
+            events.append("ended")
+
+        def memory_analysis(self):
+            names = ("argument", "output", "temp")
+            return types.SimpleNamespace(**{f"{name}_size_in_bytes": 0 for name in names})
+
+    def compiled(*args):
+        events.append("compiled")
+        return Program()
+
+    def clock():
+        events.append("looked at the clock")
+        return next(ticks)
+
+    monkeypatch.setattr(efficiency, "_compiled", compiled)
+    monkeypatch.setattr(efficiency, "time", types.SimpleNamespace(perf_counter=clock))
+    classifier = Classifier({"params": {"w": np.ones((4, 2))}}, lambda v, x: x @ v["params"]["w"])
+    found = efficiency.efficiency(classifier, (4,), batch_size=6, repeats=3)
+    one = ["looked at the clock", "started", "ended", "looked at the clock"]
+    assert events == ["compiled", "started", "ended", *3 * one]
+    assert (found.latency, found.throughput) == (2, 3)
 
 
 def test_a_weight_that_is_used_twice_costs_twice():
