@@ -4,6 +4,9 @@ traced = shrinking.of(classifier.apply_fn, classifier.variables, (32, 32, 3))
 mask = shrinking.channel_mask(traced, classifier.variables, sparsity=0.5)
 small = shrinking.shrink(classifier, mask, (32, 32, 3))
 
+Channels are chosen by a mask. Residual blocks are not: `lowest_blocks` names some, which
+`remove_blocks` leaves out; no granularity, allocation or schedule of `pruning` knows them.
+
 Which layers keep all their channels, and why, is told by `shrinking.kept_whole(traced)`: the last
 one, whose channels are the network's outputs, those in front of a normalisation over channels, and
 all behind or in front of something that has no rule (`rules`).
