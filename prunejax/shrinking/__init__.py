@@ -14,21 +14,18 @@ all behind or in front of something that has no rule (`rules`).
 
 from prunejax.shrinking.block_pruning import block_scores, lowest_blocks
 from prunejax.shrinking.channel_pruning import channel_mask, channel_scores
+from prunejax.shrinking.gone import kept_channels
+from prunejax.shrinking.grouping import Group, groups, kept_whole
 from prunejax.shrinking.iterate import Round, iterate
 from prunejax.shrinking.residual import Block, blocks
-from prunejax.shrinking.shrink import (
-    carried,
-    groups,
-    kept_channels,
-    kept_whole,
-    remove_blocks,
-    shrink,
-)
 from prunejax.shrinking.shrunk import Shrunk, describe, from_description, whole
+from prunejax.shrinking.smaller import carried, shrink
 from prunejax.shrinking.structure import Structure, of
+from prunejax.shrinking.without_blocks import remove_blocks
 
 __all__ = [
     "Block",
+    "Group",
     "Round",
     "Shrunk",
     "Structure",

@@ -18,9 +18,9 @@ from prunejax.pruning.pruner import Pruner
 from prunejax.shrinking import executor, residual, structure
 from prunejax.shrinking.channel_pruning import aggregate_of, criterion_of, unit_scores
 from prunejax.shrinking.residual import Block
-from prunejax.shrinking.shrink import remove_blocks
 from prunejax.shrinking.shrunk import shape_of
 from prunejax.shrinking.structure import Structure
+from prunejax.shrinking.without_blocks import remove_blocks
 
 # Where `_OneLeftOut` finds, among the variables, the number of the block; -1 stands for none.
 NUMBER = "left_out"

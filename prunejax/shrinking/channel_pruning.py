@@ -13,8 +13,9 @@ from prunejax.pruning import allocation, granularity, selection
 from prunejax.pruning.criteria import CRITERIA
 from prunejax.pruning.evidence import Criterion, Evidence
 from prunejax.pruning.pruner import Pruner
-from prunejax.shrinking import shrink, structure
+from prunejax.shrinking import gone, grouping, structure, widths
 from prunejax.shrinking.coupling import OUTPUTS
+from prunejax.shrinking.grouping import Group
 from prunejax.shrinking.structure import Structure
 
 # The units of a weight with one position on an axis: in a dense layer columns, or rows.
@@ -73,57 +74,59 @@ def channel_mask(
     params = variables["params"]
     score = channel_scores(traced, params, pruner, evidence, current=current)
     allowed = trees.prunable(params, pruner.include, pruner.exclude)
-    groups = [group for group in shrink.groups(traced) if _is_allowed(traced, group, allowed)]
+    groups = [group for group in grouping.groups(traced) if set(group.makers) <= set(allowed)]
     _require_effect(traced, groups, pruner, allowed)
     if not groups:
         if sparsity:
             raise ValueError(f"no channels can be removed: {_why_none(traced, pruner, allowed)}.")
         return masks.dense(params)
     kept = np.ones(traced.number, bool)
-    for group in groups:
-        of_group = jnp.asarray(score[group], jnp.float32)
-        score[group] = allocation.comparable(pruner.allocation, of_group)
-    best_first = [_best_first(group, score) for group in groups]
-    best = [group[0] for group in best_first] if pruner.guard else []
-    for together, number in _removed(traced, groups, params, sparsity, pruner):
+    for own, _ in groups:
+        of_group = jnp.asarray(score[own], jnp.float32)
+        score[own] = allocation.comparable(pruner.allocation, of_group)
+    best_first = [_best_first(own, score) for own, _ in groups]
+    best = [own[0] for own in best_first] if pruner.guard else []
+    for together, number in _removed(groups, params, sparsity, pruner):
         ranked = np.where(np.isin(together, best), np.inf, score[together])
         keep = selection.keep_all_but_lowest(jnp.asarray(ranked, jnp.float32), number)
         kept[together[~np.asarray(keep)]] = False
-    kept = shrink.rounded_up(traced, best_first, kept, multiple)
+    kept = widths.rounded_up(traced, best_first, kept, multiple)
     return structure.carry(traced, kept, variables)["params"]
 
 
 def _removed(
-    traced: Structure, groups: Sequence[np.ndarray], params: Any, sparsity: float, pruner: Pruner
+    groups: Sequence[Group], params: Any, sparsity: float, pruner: Pruner
 ) -> list[tuple[np.ndarray, int]]:
     """The channels that are ranked together, and how many of them go."""
     shapes = {path: jnp.shape(leaf) for path, leaf in trees.flatten(params).items()}
-    named, makers, layers = {}, {}, {}
+    named: dict[str, Group] = {}
     for group in groups:
-        paths = shrink.makers(traced, group)
-        name = paths[0]
+        name = group.makers[0]
         if name in named:  # one weight, whose two axes make channels of different groups
             name = f"{name} ({len(named)})"
-        named[name], makers[name] = group, paths
-        layers[name] = allocation.Layer(len(group), shapes[paths[0]])
-    by_name = _by_name(pruner.allocation, makers)
+        named[name] = group
+    layers = {
+        name: allocation.Layer(len(group.channels), shapes[group.makers[0]])
+        for name, group in named.items()
+    }
+    by_name = _by_name(pruner.allocation, named)
     counts = allocation.create(by_name)(layers, sparsity)
     if pruner.guard:
         counts = allocation.guarded(counts, layers, allocation.protected(layers, by_name))
-    return [(np.concatenate([named[name] for name in own]), number) for own, number in counts]
+    return [
+        (np.concatenate([named[name].channels for name in own]), number) for own, number in counts
+    ]
 
 
-def _by_name(
-    wanted: str | allocation.Table, makers: Mapping[str, Sequence[str]]
-) -> str | allocation.Table:
+def _by_name(wanted: str | allocation.Table, named: Mapping[str, Group]) -> str | allocation.Table:
     """The allocation; of a table the density of each group, and the patterns that match none."""
     if isinstance(wanted, str):
         return wanted
-    every = [path for paths in makers.values() for path in paths]
+    every = [path for group in named.values() for path in group.makers]
     unmatched = [entry for entry in wanted if not fnmatch.filter(every, entry[0])]
     found = (
-        (glob.escape(name), next((d for p, d in wanted if fnmatch.filter(paths, p)), 1.0))
-        for name, paths in makers.items()
+        (glob.escape(name), next((d for p, d in wanted if fnmatch.filter(group.makers, p)), 1.0))
+        for name, group in named.items()
     )
     return (*unmatched, *found)
 
@@ -142,7 +145,7 @@ def channel_scores(
     """
     structure.require_traced(traced, params)
     current = masks.dense(params) if current is None else current
-    kept = shrink.left_by(traced, params, current)
+    kept = gone.left_by(traced, params, current)
     allowed = trees.prunable(params, pruner.include, pruner.exclude)
     axes = [(path, axis) for path in allowed for axis in _made_axes(traced, path)]
     evidence = (evidence or Evidence()).keyed()
@@ -232,10 +235,10 @@ def _best_first(group: np.ndarray, score: np.ndarray) -> np.ndarray:
 
 
 def _require_effect(
-    traced: Structure, groups: Sequence[np.ndarray], pruner: Pruner, allowed: Sequence[str]
+    traced: Structure, groups: Sequence[Group], pruner: Pruner, allowed: Sequence[str]
 ) -> None:
     """Raises a ValueError for a pattern of weights of which none can lose channels."""
-    going = {path for group in groups for path in shrink.makers(traced, group)}
+    going = {path for group in groups for path in group.makers}
     for pattern in pruner.include:
         matched = fnmatch.filter(allowed, pattern)
         if pattern != "*" and matched and going.isdisjoint(matched):
@@ -247,9 +250,9 @@ def _require_effect(
 
 def _why_none(traced: Structure, pruner: Pruner, allowed: Sequence[str]) -> str:
     """One reason for which no group of channels may lose any."""
-    for group in shrink.groups(traced):
-        return _why_whole(traced, shrink.makers(traced, group)[0], pruner, allowed)
-    whole = shrink.kept_whole(traced)
+    for group in grouping.groups(traced):
+        return _why_whole(traced, group.makers[0], pruner, allowed)
+    whole = grouping.kept_whole(traced)
     if not whole:
         return "the network has no layer that makes any"
     # Of the last layer it is known.
@@ -259,11 +262,10 @@ def _why_none(traced: Structure, pruner: Pruner, allowed: Sequence[str]) -> str:
 
 def _why_whole(traced: Structure, path: str, pruner: Pruner, allowed: Sequence[str]) -> str:
     """Why a weight keeps all its channels."""
-    whole = shrink.kept_whole(traced)
+    whole = grouping.kept_whole(traced)
     if path in whole:
         return f"those that {path!r} makes must stay, {whole[path]}"
-    for group in shrink.groups(traced):
-        together = shrink.makers(traced, group)
+    for _, together in grouping.groups(traced):
         left_alone = [other for other in together if other not in allowed]
         if path in together and left_alone:
             return (
@@ -271,7 +273,3 @@ def _why_whole(traced: Structure, path: str, pruner: Pruner, allowed: Sequence[s
                 f"(include is {pruner.include}, exclude {pruner.exclude})"
             )
     return f"{path!r} makes none of its own"
-
-
-def _is_allowed(traced: Structure, group: np.ndarray, allowed: Sequence[str]) -> bool:
-    return all(path in allowed for path in shrink.makers(traced, group))

@@ -29,7 +29,7 @@ def given(scores):
 def test_coupled_channels_are_one_group(resnet):
     classifier, traced = resnet
     # One sum for each of the three stages, and the inner channels of three blocks.
-    sizes = sorted(len(group) for group in shrinking.groups(traced))
+    sizes = sorted(len(group.channels) for group in shrinking.groups(traced))
     assert sizes == [8, 8, 16, 16, 32, 32]
     del classifier
 
@@ -65,7 +65,7 @@ def test_global_removes_the_lowest_of_all_by_the_mean_of_their_makers(resnet):
 
     mask = shrinking.channel_mask(traced, classifier.variables, 0.3, pruner)
 
-    everything = np.concatenate(shrinking.groups(traced))
+    everything = np.concatenate([group.channels for group in shrinking.groups(traced)])
     gone = round(0.3 * len(everything))
     lowest = set(everything[np.argsort(channel_scores[everything], kind="stable")[:gone]])
     assert _removed(traced, classifier.params, mask) == {int(channel) for channel in lowest}
@@ -76,7 +76,7 @@ def test_lamp_ranks_each_channel_by_its_share_of_its_group(resnet):
     pruner = Pruner(allocation="lamp", guard=False)
     scores = shrinking.channel_scores(traced, classifier.params, pruner)
     shares = np.full(scores.size, np.inf)
-    for group in shrinking.groups(traced):
+    for group, _ in shrinking.groups(traced):
         squares = np.square(scores[group])
         shares[group] = [s / squares[squares >= s].sum() for s in squares]
     mask = shrinking.channel_mask(traced, classifier.variables, 0.4, pruner)

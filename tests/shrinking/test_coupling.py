@@ -182,7 +182,7 @@ def test_a_kernel_of_two_factors_reads_what_the_first_one_reads():
     shapes = {"a": (4, 6), "first": (6, 2), "second": (2, 3), "b": (3, 2)}
     classifier = classifier_of(factorised, **shapes)
     traced = structure_of(classifier, (4,))
-    assert shrinking.groups(traced)[0].tolist() == traced.along("params/a")[1].tolist()
+    assert shrinking.groups(traced)[0].channels.tolist() == traced.along("params/a")[1].tolist()
     scores = shrinking.channel_scores(traced, classifier.params, Pruner())
     expected = np.abs(classifier.params["a"]).mean(axis=0)
     np.testing.assert_allclose(scores[traced.along("params/a")[1]], expected, rtol=1e-6)
