@@ -31,7 +31,7 @@ from rich.table import Table
 from experiments import environment, from_config, progress, run_directory
 from prunejax import data, masks, methods, names, pruning, shrinking, training, trees
 from prunejax.classifier import Classifier
-from prunejax.evaluation import efficiency, predict
+from prunejax.evaluation import efficiency, predict, work
 from prunejax.training import batches
 
 COSTS = ("flops", "parameters", "latency")
@@ -235,7 +235,7 @@ REMOVE = {"channels": _without_channels, "blocks": _without_blocks, "masked": _w
 
 def _cost(classifier: Classifier, image_shape, settings, report) -> float:
     if settings.target == "flops":
-        return sum(layer.flops for layer in efficiency.count(classifier, image_shape))
+        return sum(layer.flops for layer in work.count(classifier, image_shape))
     if settings.target == "parameters":
         return trees.size(classifier.params)
     return costs(classifier, image_shape, settings.batch_size, report)["latency"]

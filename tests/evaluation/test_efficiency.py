@@ -13,7 +13,7 @@ import pytest
 
 from prunejax import masks, models, pruning, trees
 from prunejax.classifier import Classifier, Network
-from prunejax.evaluation import efficiency
+from prunejax.evaluation import efficiency, work
 
 
 def classifier_of(module, shape):
@@ -35,7 +35,7 @@ class Valid(nn.Module):
 
 def test_flops_are_those_of_the_formula_and_of_the_compiler():
     classifier = classifier_of(Valid(), (9, 9, 3))
-    layers = {layer.path: layer for layer in efficiency.count(classifier, (9, 9, 3))}
+    layers = {layer.path: layer for layer in work.count(classifier, (9, 9, 3))}
     # positions x kernel x inputs of a group x outputs, a multiplication and an addition each
     assert layers["Conv_0/kernel"].flops == 2 * 7 * 7 * 9 * 3 * 6
     assert layers["Conv_1/kernel"].flops == 2 * 5 * 5 * 9 * 1 * 6
@@ -103,7 +103,7 @@ def test_layers_of_the_zoo_work_as_much_as_the_compiler_counts(name):
     network = Network(models.create(name, 10))
     variables = jax.eval_shape(lambda: network.init(jax.random.key(0), (32, 32, 3)))
     params = jax.tree.map(lambda leaf: np.ones(leaf.shape, bool), variables)
-    layers = efficiency.count(Classifier(params, network), (32, 32, 3))
+    layers = work.count(Classifier(params, network), (32, 32, 3))
     expected = products(network.module, variables, jnp.zeros((1, 32, 32, 3)))
     assert {layer.path: layer.flops for layer in layers} == expected
     assert all(layer.effective_flops == layer.flops > 0 for layer in layers)
@@ -188,7 +188,7 @@ def test_a_weight_that_is_used_twice_costs_twice():
             layer = nn.Dense(4)
             return layer(nn.relu(layer(x)))
 
-    (layer,) = efficiency.count(classifier_of(Twice(), (4,)), (4,))
+    (layer,) = work.count(classifier_of(Twice(), (4,)), (4,))
     assert layer.flops == 2 * 2 * 16
 
 
@@ -204,7 +204,7 @@ class Odd(nn.Module):
 
 def layers_of(function, shape):
     classifier = classifier_of(Odd(function), shape)
-    return classifier, {layer.path: layer for layer in efficiency.count(classifier, shape)}
+    return classifier, {layer.path: layer for layer in work.count(classifier, shape)}
 
 
 @pytest.mark.parametrize(("size", "stride"), [(2, 2), (3, 3), (3, 1)])
@@ -256,7 +256,7 @@ def test_weights_that_a_loop_carries_are_weights_still():
         return jax.lax.fori_loop(0, 5, step, (x, variables["params"]["w"]))[0]
 
     classifier = Classifier({"params": {"w": np.eye(4, dtype=np.float32)}}, network)
-    (layer,) = efficiency.count(classifier, (4,))
+    (layer,) = work.count(classifier, (4,))
     assert (layer.flops, layer.effective_flops) == (5 * 2 * 16, 5 * 2 * 4)
 
 
@@ -270,7 +270,7 @@ def test_what_is_made_of_a_weight_costs_what_the_weight_does():
     kernel = np.array(classifier.params["Conv_0"]["kernel"])
     kernel[..., :2, :] = 0  # a quotient of zero is zero
     params = {**classifier.params, "Conv_0": {**classifier.params["Conv_0"], "kernel": kernel}}
-    pruned = efficiency.count(classifier.with_params(params), (6, 6, 3))
+    pruned = work.count(classifier.with_params(params), (6, 6, 3))
     found = {layer.path: layer.effective_flops for layer in pruned}
     assert found["Conv_0/kernel"] == 2 * 36 * 9 * 4
 
@@ -283,7 +283,7 @@ def test_what_is_made_of_a_weight_costs_what_the_weight_does():
 
     shapes = {"a": (6, 2), "b": (6, 4), "centred": (6, 3)}
     params = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
-    found = {x.path: x for x in efficiency.count(Classifier({"params": params}, network), (3,))}
+    found = {x.path: x for x in work.count(Classifier({"params": params}, network), (3,))}
     assert {path: layer.flops for path, layer in found.items()} == {
         "a": 2 * 12, "b": 2 * 24, "centred": 2 * 18
     }  # fmt: skip
@@ -305,8 +305,8 @@ def test_work_of_unknown_length_is_named():
 
     variables = {"params": {"w": np.ones((1, 1), np.float32)}}
     with pytest.raises(ValueError, match=r"multiplies with \['params/w'\] inside of 'while'"):
-        efficiency.count(Classifier(variables, network), (1,))
-    (layer,) = efficiency.count(Classifier(variables, harmless), (1,))
+        work.count(Classifier(variables, network), (1,))
+    (layer,) = work.count(Classifier(variables, harmless), (1,))
     assert layer.flops == 2
 
 
@@ -318,7 +318,7 @@ def test_a_network_without_weights_costs_nothing_but_its_parameters():
     assert (found.flops, found.density, found.nominal_density) == (0, 1, 1)
 
 
-@pytest.mark.parametrize("cost", [efficiency.count, efficiency.efficiency])
+@pytest.mark.parametrize("cost", [work.count, efficiency.efficiency])
 def test_variables_without_parameters_are_named(cost):
     with pytest.raises(ValueError, match="variables have no entry 'params'"):
         cost(Classifier({"w": np.ones((2, 2))}, lambda variables, x: x @ variables["w"]), (2,))
@@ -327,7 +327,7 @@ def test_variables_without_parameters_are_named(cost):
 def test_bad_arguments_are_refused():
     classifier = classifier_of(models.create("mlp", num_classes=3, widths=(4,)), (5,))
     with pytest.raises(ValueError, match=r"image_shape is \(9,\), and the network does not take"):
-        efficiency.count(classifier, (9,))
+        work.count(classifier, (9,))
     with pytest.raises(ValueError, match="batch_size is 0"):
         efficiency.efficiency(classifier, (5,), batch_size=0)
     with pytest.raises(ValueError, match="different leaves"):
