@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prunejax import checks, masks, trees
+from prunejax import checks, masks, packing, trees
 from prunejax.classifier import Classifier
 from prunejax.evaluation import work
-from prunejax.shrinking import packing, structure
+from prunejax.shrinking import structure
 
 
 class Efficiency(NamedTuple):
@@ -27,7 +27,7 @@ class Efficiency(NamedTuple):
       nominal_density: share of the weights that the mask might have removed and keeps.
       density: share of all weights that are not zero; 1 where there are none.
       flops, effective_flops: of one image, additions and multiplications.
-      bytes_on_disk: parameters packed with their mask (`shrinking.packing`).
+      bytes_on_disk: of the file with all variables and the mask, packed (`packing`).
       latency: seconds for a batch, the fastest of several.
       throughput: images a second at that.
       batch_size: of that batch.
@@ -80,6 +80,7 @@ def efficiency(
     classifier = classifier.with_params(masks.apply(params, mask))
     layers = work.count(classifier, image_shape)
     leaves = jax.tree.leaves(classifier.params)
+    whole_mask = masks.of_variables(classifier.variables, mask)
     progress(0, repeats)
     compiled = _compiled(classifier, image_shape, batch_size)
     latency = _fastest(compiled, classifier, image_shape, batch_size, repeats, progress)
@@ -91,7 +92,7 @@ def efficiency(
         density=sum(x.nonzero for x in layers) / sum(x.weights for x in layers) if layers else 1.0,
         flops=sum(x.flops for x in layers),
         effective_flops=sum(x.effective_flops for x in layers),
-        bytes_on_disk=sum(x.nbytes for x in packing.pack(classifier.params, mask).values()),
+        bytes_on_disk=len(packing.serialized(classifier.variables, whole_mask)),
         latency=latency,
         throughput=batch_size / latency,
         batch_size=batch_size,
