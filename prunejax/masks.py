@@ -29,6 +29,9 @@ def of_variables(variables: Any, mask: Mask) -> Mask:
 def apply(params: Params, mask: Mask) -> Params:
     """`params` with zeros where the mask is False.
 
+    The mask of a trained network on its own weights of an earlier step is a lottery ticket (Frankle
+    & Carbin 2019): start the optimiser afresh, and train on with `pruning.masked`.
+
     Raises:
       ValueError: a mask of another structure, or a leaf that is not boolean or does not broadcast.
     """

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import traverse_util
 
 Params = Any
 
@@ -161,11 +162,4 @@ def _without_empty(tree: Params) -> Params:
 
 def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
     """Nested dicts with these leaves, a level for each part of a path."""
-    tree: dict[str, Any] = {}
-    for path, leaf in leaves.items():
-        *parents, name = path.split("/")
-        place = tree
-        for parent in parents:
-            place = place.setdefault(parent, {})
-        place[name] = leaf
-    return tree
+    return traverse_util.unflatten_dict(dict(leaves), sep="/")

@@ -221,11 +221,21 @@ class Attack:
         Returns:
           What was found, for this one image.
         """
+        return self.result(classifier, self.walk(classifier, image, goal, key, eps))
+
+    def walk(
+        self,
+        classifier: Classifier,
+        image: jax.Array,
+        goal: Goal,
+        key: jax.Array,
+        eps: jax.Array | float = jnp.inf,
+    ) -> State:
+        """The state after all steps of one attempt at one image; arguments as in `find`."""
         state = self.init(classifier, image, goal, key, jnp.asarray(eps, jnp.float32))
-        state = jax.lax.fori_loop(
+        return jax.lax.fori_loop(
             0, self.steps, lambda _, state: self.step(classifier, state), state
         )
-        return self.result(classifier, state)
 
     def nothing_found(self, image: jax.Array) -> Found:
         """The result to start from: the clean image at infinite distance."""

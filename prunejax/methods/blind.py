@@ -10,8 +10,8 @@ from prunejax.training import adversaries, objectives
 class Blind(GradualMethod):
     """Cubic schedule, half clean and half DeepFool examples after cutoff and scale.
 
-    `norm`, `eps` and PGD's options are not used. See `adversaries.blind` for what is known of the
-    paper's cutoff and scale.
+    `norm`, `eps` and PGD's options are checked and not used. See `adversaries.blind` for what is
+    known of the paper's cutoff and scale.
 
     Attributes:
       deepfool_steps: DeepFool steps an example.

@@ -8,7 +8,10 @@ from prunejax.training import objectives
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GradualNatural(GradualMethod):
-    """Cubic schedule, cross-entropy of the clean images."""
+    """Cubic schedule, cross-entropy of the clean images.
+
+    `norm`, `eps` and PGD's options are checked and not used.
+    """
 
     def objective(self) -> objectives.Objective:
         """Clean cross-entropy."""

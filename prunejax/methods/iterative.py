@@ -1,17 +1,17 @@
 """Rounds of pruning and retraining, each of which takes the same share of what is left."""
 
 import dataclasses
+from typing import ClassVar
 
 import optax
 
 from prunejax import checks, masks, pruning
-from prunejax.methods.method import PruningMethod
-from prunejax.training.evidence import expected
-from prunejax.training.phase import Params, Phase, Start
+from prunejax.methods.method import ByCriterion
+from prunejax.training.phase import Phase, Start
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Iterative(PruningMethod):
+class Iterative(ByCriterion):
     """Prune, retrain, prune again (Han et al. 2015).
 
     After round i of r the sparsity is `1 - (1 - sparsity)^(i / r)`. Merkle et al. (2021) prune so,
@@ -22,24 +22,19 @@ class Iterative(PruningMethod):
       rounds: of pruning.
       rates: compression by these rates one after another, a round each, in place of `sparsity` and
         `rounds`: at least 1 and increasing. Rate c is the sparsity 1 - 1 / c.
-      adversarial: train on PGD examples instead of clean ones; criteria of the gradient take that
-        of the same objective.
-      examples: training examples for criteria that look at data.
+      adversarial: train on PGD examples instead of clean ones.
     """
 
     allocation: str = "global"
     rounds: int = 5
     rates: tuple[float, ...] = ()
     adversarial: bool = True
-    examples: int = 256
+
+    # Whether a round starts from the remembered network instead of the trained one.
+    rewinds: ClassVar[bool] = False
 
     def __post_init__(self):
         super().__post_init__()
-        self.require_enough(
-            expected(self.examples),
-            f"training brings with examples={self.examples}",
-            in_optimizer=False,
-        )
         checks.integer("rounds", self.rounds, least=1)
         self.sparsities()
 
@@ -70,6 +65,7 @@ class Iterative(PruningMethod):
                 begin=lambda start, sparsity=sparsity: self._begin(start, sparsity),
                 examples=self.examples,
                 needs_trained=True,
+                rewinds=self.rewinds,
                 selectable_from=0 if number == len(sparsities) else None,
             )
             for number, sparsity in enumerate(sparsities, start=1)
@@ -79,10 +75,7 @@ class Iterative(PruningMethod):
         """The optimiser of a round."""
         return self.tx(self.epochs * steps_per_epoch)
 
-    def weights(self, start: Start) -> Params:
-        """The weights from which a round trains what is left of the network."""
-        return start.params
-
     def _begin(self, start: Start, sparsity: float):
         mask = self.pruned(start, sparsity)
-        return masks.apply(self.weights(start), mask), (), mask
+        params = start.remembered["params"] if self.rewinds else start.params
+        return masks.apply(params, mask), (), mask

@@ -1,12 +1,13 @@
 """Lottery tickets: what is left after each round starts again from its early weights."""
 
 import dataclasses
+from typing import ClassVar
 
 import optax
 
 from prunejax import checks
 from prunejax.methods.iterative import Iterative
-from prunejax.training.phase import Params, Phase, Start
+from prunejax.training.phase import Phase
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -15,7 +16,8 @@ class Lottery(Iterative):
 
     The dense network is trained for `rewind_epochs`, which ends at the weights w_k, and for
     `epochs` more. Each round then prunes by the trained weights, goes back to w_k for what is
-    left, and trains it for `epochs`. The learning rate goes back too: one schedule spans
+    left, and trains it for `epochs`. What else the network has of epoch k, such as batch
+    statistics, comes back with w_k. The learning rate goes back too: one schedule spans
     `rewind_epochs` and `epochs`, and what starts from w_k starts there. The optimiser's moments
     start from zero.
 
@@ -25,6 +27,8 @@ class Lottery(Iterative):
 
     adversarial: bool = False
     rewind_epochs: int = 0
+
+    rewinds: ClassVar[bool] = True
 
     def __post_init__(self):
         super().__post_init__()
@@ -54,7 +58,3 @@ class Lottery(Iterative):
         """The optimiser from w_k on."""
         begin = self.rewind_epochs * steps_per_epoch
         return self.tx(begin + self.epochs * steps_per_epoch, begin=begin)
-
-    def weights(self, start: Start) -> Params:
-        """The remembered ones."""
-        return start.remembered

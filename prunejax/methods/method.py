@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import optax
 
-from prunejax import attacks, checks, masks, pruning
+from prunejax import attacks, checks, masks, names, pruning
 from prunejax.training import adversaries, objectives, optimizers
 from prunejax.training.evidence import expected, with_evidence
 from prunejax.training.phase import Mask, Phase, Start
@@ -142,50 +142,56 @@ class PruningMethod(Method):
             start.params, sparsity, pruner, current=before, evidence=start.evidence, rounds=rounds
         )
 
-    def require_enough(
-        self, known: pruning.Evidence, brought: str, *, in_optimizer: bool = True
-    ) -> None:
-        """For methods that do not learn scores, as only `hydra` does.
 
-        Args:
-          known: what a criterion may look at.
-          brought: the same in words.
-          in_optimizer: whether that is where they prune: there is a gradient besides.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ByCriterion(PruningMethod):
+    """A method that scores what there is, instead of learning what to keep.
 
-        Raises:
-          ValueError: a criterion that needs more.
-        """
+    Attributes:
+      examples: training examples for criteria that look at data. Those of the gradient take that of
+        the training's objective.
+
+    Raises:
+      ValueError: a criterion that needs more than training brings.
+    """
+
+    examples: int = 256
+
+    # Whether it prunes in its optimiser, to which each step brings a gradient.
+    in_optimizer: ClassVar[bool] = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        known = expected(self.examples)
         try:
-            self.pruner().check(known._replace(grads=()) if in_optimizer else known)
+            self.pruner().check(known._replace(grads=()) if self.in_optimizer else known)
         except ValueError as error:
-            remedy = " The method 'hydra' learns them." if self.criterion == "learned" else ""
             raise ValueError(
-                f"criterion is {self.criterion!r}, which needs more than {brought}: {error}{remedy}"
+                f"criterion is {self.criterion!r}, which needs more than training brings with "
+                f"examples={self.examples}: {error}"
             ) from error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DuringTraining(PruningMethod):
+class DuringTraining(ByCriterion):
     """A method whose optimiser prunes: one phase, in which the mask follows a schedule.
+
+    The examples are the same at every change of the mask; network and objective are those of the
+    step. Without any, criteria of the gradient take that of the step's batch, with respect to the
+    weights before it.
 
     Attributes:
       pruning_epochs: epochs from the first step until the target sparsity is there to stay.
-      examples: training examples for criteria that look at data, the same at every change of the
-        mask; network and objective are those of the step. With 0, criteria of the gradient take
-        that of the step's batch, with respect to the weights before it.
     """
 
     pruning_epochs: int = 15
-    examples: int = 256
 
+    in_optimizer: ClassVar[bool] = True
     # Whether what is gone stays gone.
     nested: ClassVar[bool] = True
 
     def __post_init__(self):
         super().__post_init__()
-        self.require_enough(
-            expected(self.examples), f"training brings with examples={self.examples}"
-        )
         self.sparsities(steps_per_epoch=1)
 
     def objective(self) -> objectives.Objective:
@@ -244,6 +250,7 @@ class GradualMethod(DuringTraining):
                 f"it must lie in [0, pruning_epochs = {self.pruning_epochs}]."
             )
         checks.integer("mask_frequency", self.mask_frequency, least=1)
+        names.require("pruning_schedule", self.pruning_schedule, ("cubic", "constant_rate"))
         super().__post_init__()
 
     def sparsities(self, steps_per_epoch: int) -> pruning.schedules.Schedule:

@@ -3,13 +3,12 @@
 import dataclasses
 
 from prunejax import checks, masks, pruning
-from prunejax.methods.method import PruningMethod
-from prunejax.training.evidence import expected
+from prunejax.methods.method import ByCriterion
 from prunejax.training.phase import Phase
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class OneShot(PruningMethod):
+class OneShot(ByCriterion):
     """All at once, by global magnitude unless told otherwise (Sehwag et al. 2020, LWM baseline).
 
     At initialisation: SNIP (Lee et al. 2019), GraSP (Wang et al. 2020) and SynFlow (Tanaka et al.
@@ -18,25 +17,17 @@ class OneShot(PruningMethod):
     Attributes:
       at_initialisation: begin with a fresh network instead of a trained one.
       rounds: prune in so many before any training, each of which scores anew what is left.
-      adversarial: fine-tune on PGD examples instead of clean ones; criteria of the gradient take
-        that of the same objective.
-      examples: training examples for criteria that look at data.
+      adversarial: fine-tune on PGD examples instead of clean ones.
     """
 
     allocation: str = "global"
     at_initialisation: bool = False
     rounds: int = 1
     adversarial: bool = True
-    examples: int = 256
 
     def __post_init__(self):
         super().__post_init__()
         checks.integer("rounds", self.rounds, least=1)
-        self.require_enough(
-            expected(self.examples),
-            f"training brings with examples={self.examples}",
-            in_optimizer=False,
-        )
 
     def phases(self, steps_per_epoch: int) -> tuple[Phase, ...]:
         """One phase, which prunes at its beginning."""

@@ -2,16 +2,17 @@
 
 import dataclasses
 import functools
+from typing import ClassVar
 
 from prunejax import masks, pruning
-from prunejax.methods.method import PruningMethod
+from prunejax.methods.method import ByCriterion
 from prunejax.pruning import regrowth
 from prunejax.training.evidence import expected, with_evidence
 from prunejax.training.phase import Mask, Phase
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Regrowing(PruningMethod):
+class Regrowing(ByCriterion):
     """Drops the worst weights now and then and grows as many others: `pruning.regrowing`.
 
     With the defaults RigL (Evci et al. 2020), with `grow="random"` and `final_drop=drop` SET
@@ -24,9 +25,7 @@ class Regrowing(PruningMethod):
       final_drop: the same at the end.
       grow: "gradient" or "random".
       adversarial: train on PGD examples instead of clean ones; "gradient" is that of the same
-        objective.
-      examples: training examples for criteria that look at data, as in the gradual methods; what
-        grows is told by the step's gradient.
+        objective, whatever `examples`.
     """
 
     allocation: str = "erk"
@@ -36,13 +35,11 @@ class Regrowing(PruningMethod):
     final_drop: float = 0.0
     grow: str = "gradient"
     adversarial: bool = True
-    examples: int = 256
+
+    in_optimizer: ClassVar[bool] = True
 
     def __post_init__(self):
         super().__post_init__()
-        self.require_enough(
-            expected(self.examples), f"training brings with examples={self.examples}"
-        )
         if not 1 <= self.regrowing_epochs <= self.epochs:
             raise ValueError(
                 f"regrowing_epochs is {self.regrowing_epochs}; "

@@ -7,13 +7,11 @@ Every network has `resized(shapes)`: itself with the channel counts of smaller p
 shapes are given by path, `{"Conv_0/kernel": (3, 3, 3, 12), ...}`.
 """
 
-import inspect
 from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
 
-from prunejax import names
+from prunejax import checks, names
 from prunejax.models.lenet import LeNet5
 from prunejax.models.mlp import MLP
 from prunejax.models.mobilenet import MobileNetV2
@@ -48,7 +46,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 }
 
 # What a name decides, and what Flax adds.
-_NOT_OPTIONS = {"num_classes", "block", "parent", "name"}
+_NOT_OPTIONS = {"block", "parent", "name"}
 
 
 def create(name: str, num_classes: int, **options) -> nn.Module:
@@ -62,19 +60,10 @@ def create(name: str, num_classes: int, **options) -> nn.Module:
     Raises:
       ValueError: an unknown network or option, or fewer than two classes.
     """
-    build = names.lookup("network", name, MODELS)
-    if num_classes < 2:
-        raise ValueError(f"num_classes is {num_classes}; a classifier needs at least 2.")
-    valid = set(inspect.signature(build).parameters) - _NOT_OPTIONS
-    for option in options:
-        if option not in valid:
-            raise names.unknown(f"option of network {name!r}", option, valid)
-    return build(num_classes=num_classes, **{k: _hashable(v) for k, v in options.items()})
-
-
-def _hashable(value: Any) -> Any:
-    """Lists as tuples, also inside lists: a network is hashed by its attributes."""
-    return tuple(map(_hashable, value)) if isinstance(value, list | tuple) else value
+    checks.integer("num_classes", num_classes, least=2)
+    return names.build(
+        "network", name, MODELS, options, hidden=_NOT_OPTIONS, num_classes=num_classes
+    )
 
 
 __all__ = [

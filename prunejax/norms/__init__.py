@@ -13,8 +13,7 @@ of the vector it comes from, so each norm only has to say what it does with magn
 same bisection over image-shaped arrays took 12 to 28 times as long.
 """
 
-import difflib
-
+from prunejax import names
 from prunejax.norms.geometry import largest
 from prunejax.norms.l0 import L0, L0_PIXELS
 from prunejax.norms.l1 import L1
@@ -36,8 +35,4 @@ def get(name: str) -> Norm:
     Raises:
         ValueError: if there is no such norm.
     """
-    if name in NORMS:
-        return NORMS[name]
-    nearest = difflib.get_close_matches(str(name).lower(), NORMS, n=1, cutoff=0.0)[0]
-    valid = ", ".join(NORMS)
-    raise ValueError(f"norm must be one of {valid}, got {name!r}; did you mean {nearest!r}?")
+    return names.lookup("norm", name, NORMS)

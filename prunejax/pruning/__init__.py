@@ -11,7 +11,6 @@ from prunejax.pruning.granularity import AGGREGATES, GRANULARITIES
 from prunejax.pruning.optimizer import MaskedState, mask_of, masked, optimizer
 from prunejax.pruning.pruner import Pruner, prune, scores
 from prunejax.pruning.regrowth import GROWTH, regrowing
-from prunejax.pruning.rewinding import rewind
 from prunejax.pruning.schedules import (
     SCHEDULES,
     alternating,
@@ -47,7 +46,6 @@ __all__ = [
     "optimizer",
     "prune",
     "regrowing",
-    "rewind",
     "schedule",
     "scores",
     "sensitivity",

@@ -1,20 +1,18 @@
 """How many units each layer gives up.
 
 An allocation splits the layers into groups that are ranked together and says how many units each
-group loses: `({path: Layer}, sparsity) -> [(paths, units to remove)]`. Counts are exact. "uniform"
-rounds layer by layer; all others remove `round(sparsity * n)` of the n units in all.
+group loses. Counts are exact. "uniform" rounds layer by layer; all others remove
+`round(sparsity * n)` of the n units in all.
 
 ERK, IGQ and tables are families of densities d_l(u) that grow with one parameter u, which is chosen
 such that the rounded counts have the right sum. Rounding what the *right* u gives, instead of
 handing out remainders, makes each layer's count monotone in the sparsity, so that masks along a
 schedule can be nested and exact at once.
-
-LAMP ranks all layers together as "global" does, by scores that are made comparable before.
 """
 
 import fnmatch
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -37,31 +35,42 @@ class Layer(NamedTuple):
 
 Layers = Mapping[str, Layer]
 Groups = list[tuple[tuple[str, ...], int]]
-Allocation = Callable[[Layers, float], Groups]
 Family = Callable[[float], list[float]]
 Table = tuple[tuple[str, float], ...]
+
+
+class Allocation(NamedTuple):
+    """How the units that go are shared among the layers.
+
+    Attributes:
+      groups: `({path: Layer}, sparsity) -> [(paths, units to remove)]`.
+      comparable: the scores of one layer's units, of any shape and -inf for what is gone -> as they
+        are ranked beside those of other layers, -inf again for what is gone.
+      whole: the layers' paths -> those of the layers that lose nothing at any sparsity.
+    """
+
+    groups: Callable[[Layers, float], Groups]
+    comparable: Callable[[jax.Array], jax.Array] = lambda scores: scores
+    whole: Callable[[Collection[str]], frozenset[str]] = lambda paths: frozenset()
+
+    def removal(self, layers: Layers, sparsity: float, *, guard: bool) -> Groups:
+        """The groups; with room for one unit in each layer where guarded, see `guarded`."""
+        groups = self.groups(layers, sparsity)
+        return guarded(groups, layers, self.whole(layers)) if guard else groups
+
 
 # How far a sparsity may be above that of a table whose densities are rounded to a few digits.
 _TABLE_TOLERANCE = 1e-3
 
 
 def uniform(layers: Layers, sparsity: float) -> Groups:
-    """Each layer loses `round(sparsity * n)` of its own n units."""
+    """Each layer loses `round(sparsity * n)` of its own n units (Merkle et al. 2021, "local")."""
     return [((path,), round(sparsity * layer.units)) for path, layer in layers.items()]
 
 
 def global_(layers: Layers, sparsity: float) -> Groups:
-    """All layers are ranked together; `round(sparsity * n)` of the n units in all are removed."""
+    """All layers are ranked together and lose `round(sparsity * n)` of their n units (ibid.)."""
     return [(tuple(layers), _total(layers, sparsity))]
-
-
-def lamp(layers: Layers, sparsity: float) -> Groups:
-    """As "global", by the LAMP of the units' scores within their layer (Lee et al. 2021).
-
-    With the criterion "magnitude" and single weights that is the paper's; with others their scores
-    stand in the place of |w|.
-    """
-    return global_(layers, sparsity)
 
 
 def erk(layers: Layers, sparsity: float) -> Groups:
@@ -74,28 +83,17 @@ def igq(layers: Layers, sparsity: float) -> Groups:
     return _groups(layers, _igq_family(layers), sparsity)
 
 
+# As "global", by the LAMP of the units' scores within their layer (Lee et al. 2021). With the
+# criterion "magnitude" and single weights that is the paper's; scores of others stand for |w|.
+LAMP = Allocation(global_, comparable=lamp_of_scores)
+
 ALLOCATIONS: dict[str, Allocation] = {
-    "uniform": uniform,
-    "global": global_,
-    "lamp": lamp,
-    "erk": erk,
-    "igq": igq,
+    "uniform": Allocation(uniform),
+    "global": Allocation(global_),
+    "lamp": LAMP,
+    "erk": Allocation(erk),
+    "igq": Allocation(igq),
 }
-
-# What makes the scores of a layer's units comparable with other layers', where as they are is not.
-_COMPARABLE: dict[str, Callable[[jax.Array], jax.Array]] = {"lamp": lamp_of_scores}
-
-
-def comparable(allocation: str | Table, scores: jax.Array) -> jax.Array:
-    """The scores of one layer's units as the allocation ranks them beside those of others.
-
-    Args:
-      allocation: its name or table.
-      scores: any shape; -inf for what is gone, which stays so.
-    """
-    if isinstance(allocation, str) and allocation in _COMPARABLE:
-        return _COMPARABLE[allocation](scores)
-    return scores
 
 
 def from_table(table: Table) -> Allocation:
@@ -103,14 +101,15 @@ def from_table(table: Table) -> Allocation:
 
     A layer has the density of the first pattern that matches its path; layers that none matches
     stay dense. At a sparsity below the table's own the layers are on their way there: layer l has
-    lost t (1 - d_l) of its units, with the same t for all.
+    lost t (1 - d_l) of its units, with the same t for all. Densities by hand, after looking at how
+    sensitive each layer is, are those of Li et al. (2017).
 
     Raises (on use):
       ValueError: a pattern that matches no layer, or a sparsity above the table's own (by more than
         0.001, for tables of rounded numbers).
     """
 
-    def allocation(layers: Layers, sparsity: float) -> Groups:
+    def groups(layers: Layers, sparsity: float) -> Groups:
         for pattern, _ in table:
             if not fnmatch.filter(layers, pattern):
                 raise ValueError(
@@ -132,7 +131,10 @@ def from_table(table: Table) -> Allocation:
             layers, lambda u: [max(0.0, 1 - (1 - u) * furthest * r) for r in removed], sparsity
         )
 
-    return allocation
+    def whole(paths: Collection[str]) -> frozenset[str]:
+        return frozenset(path for path in paths if _density_of(path, table) == 1)
+
+    return Allocation(groups, whole=whole)
 
 
 def checked_table(table: Mapping[str, float] | Sequence[tuple[str, float]]) -> Table:
@@ -191,13 +193,6 @@ def igq_densities(sizes: Mapping[str, int], density: float) -> dict[str, float]:
     """
     layers = {path: Layer(n, (n,)) for path, n in sizes.items()}
     return _densities(layers, _igq_family(layers), density)
-
-
-def protected(layers: Layers, allocation: str | Table) -> frozenset[str]:
-    """The layers that a table leaves whole: those of density 1, and those that it does not name."""
-    if isinstance(allocation, str):
-        return frozenset()
-    return frozenset(path for path in layers if _density_of(path, allocation) == 1)
 
 
 def guarded(groups: Groups, layers: Layers, whole: frozenset[str] = frozenset()) -> Groups:

@@ -116,6 +116,7 @@ class Criterion:
       aggregate: how the scores of weights become that of a unit unless the pruner says otherwise,
         a key of `AGGREGATES`.
       finish: applied to each score after that.
+      remedy: where what it needs comes from, a sentence for the error.
     """
 
     name: str
@@ -123,6 +124,7 @@ class Criterion:
     needs: tuple[str, ...] = ()
     aggregate: str = "mean"
     finish: Callable[[jax.Array], jax.Array] = lambda scores: scores
+    remedy: str = ""
 
     def __call__(self, params: Params, evidence: Evidence | None = None) -> Params:
         evidence = Evidence() if evidence is None else evidence
@@ -144,7 +146,7 @@ class Criterion:
             listed = ", ".join(f"{field}=..." for field in fields)
             raise ValueError(
                 f"criterion {self.name!r} needs {' and '.join(fields)}; "
-                f"pass evidence=Evidence({listed})."
+                f"pass evidence=Evidence({listed}). {self.remedy}".rstrip()
             )
 
 

@@ -12,7 +12,8 @@ Weights are laid out as in Flax and Haiku: `[..., inputs, outputs]`. By name:
     block4x4  4 successive inputs times 4 successive outputs        any size
 
 Weights of other ranks are passed over. One of the right rank whose axes are no multiples of N:M's
-groups or of the blocks is an error, for nobody would see that it stays dense.
+groups or of the blocks is an error, for nobody would see that it stays dense. Whole residual blocks
+are no units of a weight: `shrinking.lowest_blocks` chooses those.
 
 Successive inputs are those of axis -2: in a convolution, input channels at the same position of the
 kernel, which is the order in which sparse tensor cores read them. Blocks likewise lie in the last
@@ -23,6 +24,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -97,6 +99,9 @@ class Granularity:
     name: str
     ranks: tuple[int, ...]
 
+    # Whether every part of a weight has the same density, so that layers cannot differ.
+    fixed_density: ClassVar[bool] = False
+
     def misfit(self, shape: tuple[int, ...]) -> str | None:
         """Why a weight of this shape has no such units; None where it has."""
         if len(shape) not in self.ranks:
@@ -117,12 +122,12 @@ class Granularity:
         """The units of which a mask of the weight keeps anything."""
         return self.reduce(jnp.broadcast_to(kept, shape), _any)
 
-    def is_told_apart(self, by: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    def distinguishes(self, by: tuple[int, ...], shape: tuple[int, ...]) -> bool:
         """Whether scores of the shape `by` can differ between a weight's units; one alone may."""
-        axes = [axis for axis, n in enumerate(self.told_apart_along(shape)) if n > 1]
+        axes = [axis for axis, n in enumerate(self.competing(shape)) if n > 1]
         return not axes or any(by[axis] > 1 for axis in axes)
 
-    def told_apart_along(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+    def competing(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """How many of the units that compete lie along each axis of a weight."""
         raise NotImplementedError
 
@@ -169,7 +174,7 @@ class Slices(Granularity):
         axes = self.axes(x.ndim)
         return reduction(x, axes) if axes else x
 
-    def told_apart_along(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+    def competing(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return self.unit_shape(shape)
 
 
@@ -193,7 +198,7 @@ class Blocks(Granularity):
     def reduce(self, x: jax.Array, reduction: Reduction) -> jax.Array:
         return reduction(x.reshape(self._tiled(x.shape)), (x.ndim - 1, x.ndim + 1))
 
-    def told_apart_along(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+    def competing(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         rows, columns = self.size
         return (*shape[:-2], shape[-2] // rows, shape[-1] // columns)
 
@@ -206,7 +211,7 @@ class Blocks(Granularity):
 
 
 @dataclasses.dataclass(frozen=True)
-class OfEach(Granularity):
+class NOfM(Granularity):
     """N:M sparsity: of each M successive inputs of an output the N best are kept.
 
     Inputs are on the last axis but one, as everywhere here; in kernels of attention, `[inputs,
@@ -222,6 +227,8 @@ class OfEach(Granularity):
 
     keep: int
     group: int
+
+    fixed_density: ClassVar[bool] = True
 
     def require(self, path: str, shape: tuple[int, ...]) -> None:
         if shape[-2] % self.group:
@@ -241,7 +248,7 @@ class OfEach(Granularity):
         del reduction
         return x
 
-    def told_apart_along(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+    def competing(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return (1,) * (len(shape) - 2) + (self.group, 1)
 
     def scores(self, weight_scores, kept, shape, reduction, finish):
@@ -281,7 +288,7 @@ def create(name: str) -> Granularity:
         keep, group = map(int, match.groups())
         if not 0 < keep < group:
             raise ValueError(f"granularity is {name!r}; N:M needs 0 < N < M.")
-        return OfEach(name, WEIGHT.ranks, keep, group)
+        return NOfM(name, WEIGHT.ranks, keep, group)
     if match := re.fullmatch(r"block(\d+)x(\d+)", name):
         rows, columns = map(int, match.groups())
         if not rows * columns:

@@ -15,6 +15,7 @@ from prunejax.pruning import allocation, granularity, schedules, selection
 from prunejax.pruning.allocation import Layer, Table
 from prunejax.pruning.criteria import CRITERIA
 from prunejax.pruning.evidence import Criterion, Evidence
+from prunejax.pruning.granularity import Reduction
 
 Params = Any
 Mask = Any
@@ -54,19 +55,28 @@ class Pruner:
     def __post_init__(self):
         _criterion(self.criterion)
         units = granularity.create(self.granularity)
-        if isinstance(self.allocation, str):
-            allocation.create(self.allocation)
-        else:
+        if not isinstance(self.allocation, str):
             object.__setattr__(self, "allocation", allocation.checked_table(self.allocation))
+        allocation.create(self.allocation)
         if self.aggregate is not None:
-            names.lookup("aggregate", self.aggregate, granularity.AGGREGATES)
-        if isinstance(units, granularity.OfEach) and self.allocation not in ("uniform", "global"):
+            names.require("aggregate", self.aggregate, granularity.AGGREGATES)
+        if units.fixed_density and self.allocation not in ("uniform", "global"):
             raise ValueError(
                 f"granularity {self.granularity!r} gives all layers one density; "
-                f"allocation must be 'uniform', not {self.allocation!r}."
+                f"allocation must be 'uniform' or 'global', not {self.allocation!r}."
             )
         object.__setattr__(self, "include", trees.patterns(self.include))
         object.__setattr__(self, "exclude", trees.patterns(self.exclude))
+
+    @property
+    def scorer(self) -> Criterion:
+        """The criterion, also where it is given by name."""
+        return _criterion(self.criterion)
+
+    @property
+    def reduction(self) -> Reduction:
+        """How scores of weights become a unit's: the pruner's choice, or its criterion's."""
+        return granularity.AGGREGATES[self.aggregate or self.scorer.aggregate]
 
     def paths(self, params: Params) -> tuple[str, ...]:
         """The leaves this pruner removes units of.
@@ -128,16 +138,24 @@ class Pruner:
         checks.number("sparsity", sparsity, within="[0, 1)")
         granularity.create(self.granularity).require_sparsity(sparsity)
         layers = self.layers(params)
-        groups = allocation.create(self.allocation)(layers, sparsity)
-        if self.guard:
-            groups = allocation.guarded(
-                groups, layers, allocation.protected(layers, self.allocation)
-            )
-        return dict(groups)
+        chosen = allocation.create(self.allocation)
+        return dict(chosen.removal(layers, sparsity, guard=self.guard))
 
     def check(self, evidence: Evidence) -> None:
         """Raises a ValueError where the criterion needs evidence that is not there."""
-        _criterion(self.criterion).check(evidence)
+        self.scorer.check(evidence)
+
+    def weight_scores(self, params: Params, evidence: Evidence) -> dict[str, jax.Array]:
+        """What the criterion makes of each leaf, by path; those of `evidence.paths` are scored.
+
+        Raises:
+          ValueError: it needs evidence that is not there, or its scores have not the structure of
+            `params`.
+        """
+        self.check(evidence)
+        scores = self.scorer.score(params, evidence)
+        trees.require_like(f"the scores of criterion {self.scorer.name!r}", scores, params)
+        return trees.flatten(scores)
 
     def scores(self, params: Params, current: Mask, evidence: Evidence) -> dict[str, jax.Array]:
         """Scores of the units by path, -inf for what `current` has removed.
@@ -149,28 +167,20 @@ class Pruner:
             not the structure of `params`, the criterion cannot tell such units apart, or, outside
             of `jax.jit`, nothing that it makes of the evidence is a number.
         """
-        self.check(evidence)
-        masks.validate(params, current)
-        criterion = _criterion(self.criterion)
-        units = granularity.create(self.granularity)
-        paths, kept = self.paths(params), trees.flatten(current)
+        criterion, units = self.scorer, granularity.create(self.granularity)
+        paths, kept, leaves = self.paths(params), trees.flatten(current), trees.flatten(params)
         evidence = evidence._replace(paths=paths, mask=current)
-        leaves = trees.flatten(params)
-        scores = criterion.score(masks.apply(params, current), evidence)
-        trees.require_like(f"the scores of criterion {criterion.name!r}", scores, params)
-        scores = trees.flatten(scores)
+        scores = self.weight_scores(masks.apply(params, current), evidence)
         for path in paths:
             shape, by = leaves[path].shape, jnp.shape(scores[path])
-            if not units.is_told_apart((1,) * (len(shape) - len(by)) + by, shape):
+            if not units.distinguishes((1,) * (len(shape) - len(by)) + by, shape):
                 raise ValueError(
                     f"granularity is {self.granularity!r}, but criterion {criterion.name!r} gives "
                     f"all inputs of {path!r} the same score; remove outputs ('filter', 'column') "
                     "by it, or take another."
                 )
         of_units = functools.partial(
-            units.scores,
-            reduction=granularity.AGGREGATES[self.aggregate or criterion.aggregate],
-            finish=criterion.finish,
+            units.scores, reduction=self.reduction, finish=criterion.finish
         )
         found = {path: of_units(scores[path], kept[path], leaves[path].shape) for path in paths}
         if criterion.needs:
@@ -186,11 +196,9 @@ class Pruner:
         """
         units, leaves = granularity.create(self.granularity), trees.flatten(params)
         scores = self.scores(params, current, (evidence or Evidence()).keyed())
-        kept = trees.flatten(current)
+        kept, comparable = trees.flatten(current), allocation.create(self.allocation).comparable
         for group, count in removal.items():
-            ranked = {
-                path: allocation.comparable(self.allocation, scores[path]).ravel() for path in group
-            }
+            ranked = {path: comparable(scores[path]).ravel() for path in group}
             if self.guard:
                 ranked = {path: _guarded(s) for path, s in ranked.items()}
                 count = jnp.minimum(count, sum(s.size - 1 for s in ranked.values()))

@@ -74,10 +74,9 @@ def regrowing(
     checks.number("sparsity", sparsity, within="[0, 1)")
     checks.integer("frequency", frequency, least=1)
     checks.integer("end", end, least=1)
-    if grow not in GROWTH:
-        raise names.unknown("grow", grow, GROWTH)
+    names.require("grow", grow, GROWTH)
     units = granularity.create(pruner.granularity)
-    if isinstance(units, granularity.OfEach):
+    if units.fixed_density:
         raise ValueError(
             f"granularity is {pruner.granularity!r}; regrowth would break its groups, take another."
         )
@@ -115,7 +114,8 @@ def regrowing(
 
 def at_random(params: Params, pruner: Pruner, sparsity: float, key: jax.Array) -> Mask:
     """The mask that removes as many units as the pruner would, drawn at random."""
-    return prune(params, sparsity, dataclasses.replace(pruner, criterion="random"), key=key)
+    drawn = dataclasses.replace(pruner, criterion="random", aggregate=None)
+    return prune(params, sparsity, drawn, key=key)
 
 
 def exchange(scores: jax.Array, growth: jax.Array, share: jax.Array | float) -> jax.Array:

@@ -15,7 +15,7 @@ Schedule = Sequence[tuple[int, float]]
 
 
 def one_shot(sparsity: float, step: int = 0) -> Schedule:
-    """Everything at once, at `step`.
+    """Everything at once, at `step`: s_t = sparsity for t >= step, as in SNIP (Lee et al. 2019).
 
     Raises:
       ValueError: a sparsity outside [0, 1), or a step below 0.

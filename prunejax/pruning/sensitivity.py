@@ -11,9 +11,8 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from prunejax import masks
-from prunejax.pruning.criteria import CRITERIA
-from prunejax.pruning.evidence import Criterion, Evidence
+from prunejax import masks, trees
+from prunejax.pruning.evidence import Evidence
 from prunejax.pruning.pruner import Pruner, prune
 
 Params = Any
@@ -73,13 +72,10 @@ def measure(
 
 def _each_alone(params: Params, pruner: Pruner, evidence: Evidence | None) -> dict[str, Pruner]:
     """By path a pruner of that layer alone, with the scores of the dense network."""
-    evidence = (evidence or Evidence()).keyed()
-    pruner.check(evidence)
     paths = pruner.paths(params)
-    named = isinstance(pruner.criterion, str)
-    criterion: Criterion = CRITERIA[pruner.criterion] if named else pruner.criterion
-    found = criterion.score(params, evidence._replace(paths=paths))
-    scored = dataclasses.replace(criterion, score=lambda params, evidence: found, needs=())
+    evidence = (evidence or Evidence()).keyed()._replace(paths=paths)
+    found = trees.unflatten(params, pruner.weight_scores(params, evidence))
+    scored = dataclasses.replace(pruner.scorer, score=lambda params, evidence: found, needs=())
     return {
         path: dataclasses.replace(
             pruner, criterion=scored, allocation="uniform", include=(path,), exclude=()

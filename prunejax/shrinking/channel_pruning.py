@@ -81,9 +81,9 @@ def channel_mask(
             raise ValueError(f"no channels can be removed: {_why_none(traced, pruner, allowed)}.")
         return masks.dense(params)
     kept = np.ones(traced.number, bool)
+    comparable = allocation.create(pruner.allocation).comparable
     for own, _ in groups:
-        of_group = jnp.asarray(score[own], jnp.float32)
-        score[own] = allocation.comparable(pruner.allocation, of_group)
+        score[own] = comparable(jnp.asarray(score[own], jnp.float32))
     best_first = [_best_first(own, score) for own, _ in groups]
     best = [own[0] for own in best_first] if pruner.guard else []
     for together, number in _removed(groups, params, sparsity, pruner):
@@ -109,10 +109,8 @@ def _removed(
         name: allocation.Layer(len(group.channels), shapes[group.makers[0]])
         for name, group in named.items()
     }
-    by_name = _by_name(pruner.allocation, named)
-    counts = allocation.create(by_name)(layers, sparsity)
-    if pruner.guard:
-        counts = allocation.guarded(counts, layers, allocation.protected(layers, by_name))
+    chosen = allocation.create(_by_name(pruner.allocation, named))
+    counts = chosen.removal(layers, sparsity, guard=pruner.guard)
     return [
         (np.concatenate([named[name].channels for name in own]), number) for own, number in counts
     ]

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from prunejax import attacks
+from prunejax import attacks, checks
 from prunejax.classifier import Classifier
 
 Adversary = Callable[[Classifier, jax.Array, jax.Array, jax.Array], jax.Array]
@@ -18,16 +18,25 @@ def prescribed(attack: attacks.Attack, eps: float) -> Adversary:
     """The last iterate of `attack` with one budget for all examples (Madry et al. 2018).
 
     Args:
-      attack: a fixed-budget attack whose state has the current iterate `x`, such as PGD.
-      eps: the budget, in the attack's norm.
+      attack: a fixed-budget attack, such as PGD, that makes one attempt at an example.
+      eps: the budget, in the attack's norm, at least 0 and finite.
 
     Raises:
-      ValueError: a negative budget, or a minimum-norm attack, which takes none.
+      ValueError: a budget out of its range; a minimum-norm attack, which takes none; a cascade; a
+        targeted attack, or one of several attempts (`restarts`, or `targets` above 1).
     """
-    if attack.minimum_norm:
+    if not isinstance(attack, attacks.Attack) or attack.minimum_norm:
         raise ValueError(f"attack is {attack}; a prescribed budget needs a fixed-budget attack.")
-    if not eps >= 0:
-        raise ValueError(f"eps is {eps}; a budget is at least 0.")
+    if attack.targeted:
+        raise ValueError(
+            "targeted is True; labels are the true classes in training, use an untargeted attack."
+        )
+    for name, value in (("restarts", attack.restarts), ("targets", attack.targets)):
+        if value > 1:
+            raise ValueError(
+                f"{name} is {value}; training makes one attempt at an example, 1 is the most."
+            )
+    checks.number("eps", eps, within="[0, inf)")
 
     def adversary(classifier, images, labels, key):
         return jax.lax.stop_gradient(_last_iterate(attack, classifier, images, labels, key, eps))
@@ -59,10 +68,9 @@ def blind(
     Raises:
       ValueError: a cutoff or scale that is not positive.
     """
-    if cutoff is not None and not cutoff > 0:
-        raise ValueError(f"cutoff is {cutoff}; it must be positive, or None for the batch's mean.")
-    if not scale > 0:
-        raise ValueError(f"scale is {scale}; it must be positive.")
+    if cutoff is not None:
+        checks.number("cutoff", cutoff, within="(0, inf)")
+    checks.number("scale", scale, within="(0, inf)")
     attack = attacks.DeepFool(steps=steps, candidates=candidates)
 
     def adversary(classifier, images, labels, key):
@@ -87,9 +95,10 @@ def cut_and_scale(eta: jax.Array, cutoff: float | None, scale: float) -> jax.Arr
 def _last_iterate(attack, classifier, images, labels, key, eps):
     keys = jax.random.split(key, len(images))
     classifier, inputs = attacks.as_attacked(attack, classifier, images)
-    state = jax.vmap(attack.init, in_axes=(None, 0, 0, 0, None))(
-        classifier, inputs, attacks.Goal(labels), keys, jnp.asarray(eps, jnp.float32)
-    )
-    step = jax.vmap(attack.step, in_axes=(None, 0))
-    state = jax.lax.fori_loop(0, attack.steps, lambda _, s: step(classifier, s), state)
-    return state.x.reshape(images.shape)
+
+    def one(image, clean, label, key):
+        goal = attack.goal(clean, label, 0)
+        return attack.iterate(attack.walk(classifier, image, goal, key, eps))
+
+    # Where nothing asks for the clean logits, the compiler drops this pass.
+    return jax.vmap(one)(inputs, classifier(inputs), labels, keys).reshape(images.shape)

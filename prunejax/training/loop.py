@@ -119,7 +119,7 @@ def train(
     current, remembered, epochs_before = _on_host(start), None, 0
     for number, phase in enumerate(phases):
         if phase.remembers:
-            remembered = current.variables["params"]
+            remembered = current.variables
         begin_phase = functools.partial(begin, network, phase, draw=(seed, number))
         shown = _examples(dataset, phase.examples, seed)
         found = current, remembered, shown
@@ -194,7 +194,7 @@ def check(network: Network, start: Trained, phases: Sequence[Phase], dataset: Da
     remembered = None
     for number, phase in enumerate(phases):
         if phase.remembers:
-            remembered = start.variables["params"]
+            remembered = start.variables
         begin_phase = functools.partial(begin, network, phase, draw=(0, number))
         state = jax.eval_shape(
             begin_phase, start, remembered, _examples(dataset, phase.examples, 0)
@@ -234,12 +234,13 @@ def begin(
       network: the architecture.
       phase: the phase.
       current: what the one before it left.
-      remembered: parameters, or None.
+      remembered: the variables of an earlier network, or None.
       examples: images and labels for the evidence, perhaps none.
       draw: (seed, number of the phase), of its random numbers.
     """
-    collections = {**current.variables}
-    params = collections.pop("params")
+    params = current.variables["params"]
+    collections = {**(remembered if phase.rewinds else current.variables)}
+    del collections["params"]
     known = evidence(network, current.variables, phase.objective, *examples, _key(draw))
     trainable, auxiliary, mask = phase.begin(Start(params, current.mask, remembered, known))
     opt_state = phase.optimizer(mask).init(trainable)
@@ -273,10 +274,8 @@ def compile_steps(network, phase: Phase, mask: Any, draw: tuple[int, int], shift
 
         def loss_of(trainable):
             params = phase.materialize(trainable, state.auxiliary)
-            loss, outcome = phase.objective(
-                network, {"params": params, **state.collections}, images, labels, objective_key
-            )
-            return loss + phase.penalty(trainable, state.auxiliary), outcome
+            variables = {"params": params, **state.collections}
+            return phase.objective(network, variables, images, labels, objective_key)
 
         (loss, (collections, metrics)), grads = jax.value_and_grad(loss_of, has_aux=True)(
             state.trainable

@@ -1,10 +1,8 @@
 """Optax optimisers by name, with the learning-rate schedules of the literature."""
 
-import inspect
-
 import optax
 
-from prunejax import names
+from prunejax import checks, names
 
 
 def create(
@@ -30,15 +28,11 @@ def create(
     Raises:
       ValueError: an unknown optimiser or schedule, or a learning rate that is not positive.
     """
-    if not learning_rate > 0:
-        raise ValueError(f"learning_rate is {learning_rate}; it must be positive.")
-    make = names.lookup("optimizer", name, {"adam": optax.adam, "adamw": optax.adamw, "sgd": _sgd})
-    for option in options:
-        if option not in inspect.signature(make).parameters:
-            raise ValueError(f"optimizer {name!r} has no {option}; leave it out or take another.")
+    checks.number("learning_rate", learning_rate, within="(0, inf)")
     cosine = optax.cosine_decay_schedule(learning_rate, steps)
     rates = {"cosine": lambda step: cosine(begin + step), "constant": learning_rate}
-    return make(names.lookup("schedule", schedule, rates), **options)
+    rate = names.lookup("schedule", schedule, rates)
+    return names.build("optimizer", name, OPTIMIZERS, options, learning_rate=rate)
 
 
 def _sgd(learning_rate, momentum=0.9, nesterov=True, weight_decay=0.0):
@@ -46,3 +40,6 @@ def _sgd(learning_rate, momentum=0.9, nesterov=True, weight_decay=0.0):
         optax.add_decayed_weights(weight_decay),
         optax.sgd(learning_rate, momentum=momentum, nesterov=nesterov),
     )
+
+
+OPTIMIZERS = {"adam": optax.adam, "adamw": optax.adamw, "sgd": _sgd}

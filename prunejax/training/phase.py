@@ -8,9 +8,8 @@ Within a phase a method may train something else:
     one-shot      weights            -                      weights             begin: prune
     gradual, BAP  weights            -                      weights             (in the optimiser)
     HYDRA         scores             weights                weights * top-k     begin: scores
-    HARP          scores and rates   weights, gamma         weights * top-k(r)  update: gamma
-    R-ADMM        weights            Z, U, rho              weights             update: Z, U, rho
-    TwinRep       w1, w2             mask                   w1 * w2 * mask      update: prune once
+    AC/DC         weights            -                      weights             (in the optimiser)
+    RigL, SET     weights            -                      weights             begin: prune
     lottery       weights            -                      weights             begin: prune, rewind
 
 The loop knows none of them: it calls the functions below.
@@ -21,10 +20,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from prunejax import checks, masks, pruning
+from prunejax.classifier import Variables
 from prunejax.training.objectives import Objective
 
 Params = Any
@@ -37,14 +36,14 @@ class Start(NamedTuple):
 
     Attributes:
       params, mask: of the network as the phase before left it.
-      remembered: the parameters that the last phase with `remembers` began with; None before.
+      remembered: the variables that the last phase with `remembers` began with; None before.
       evidence: the phase's random key, its network and objective, and as many training examples as
         it asked for.
     """
 
     params: Params
     mask: Mask
-    remembered: Params | None
+    remembered: Variables | None
     evidence: pruning.Evidence
 
 
@@ -69,9 +68,10 @@ class Phase:
         `begin` and the optimiser find.
       needs_trained: it begins by pruning what was trained before: as the first phase it makes
         sense from a trained network only.
-      remembers: keep the parameters that this phase begins with for the phases after it.
+      remembers: keep the network that this phase begins with for the phases after it.
+      rewinds: variables that are no parameters, such as batch statistics, go back to the remembered
+        ones; about parameters `begin` decides.
       materialize: `(trainable, auxiliary) -> params`, differentiable: the network's parameters.
-      penalty: `(trainable, auxiliary) -> scalar`, added to the objective.
       update: `(trainable, auxiliary, step) -> (trainable, auxiliary)` after each optimiser step;
         `step` counts from 0 within the phase.
       mask: `(trainable, auxiliary, opt_state) -> mask` in force; by default the optimiser's.
@@ -91,8 +91,8 @@ class Phase:
     examples: int = 0
     needs_trained: bool = False
     remembers: bool = False
+    rewinds: bool = False
     materialize: Callable[[Any, Auxiliary], Params] = lambda trainable, auxiliary: trainable
-    penalty: Callable[[Any, Auxiliary], jax.Array] = lambda trainable, auxiliary: jnp.zeros(())
     update: Callable[[Any, Auxiliary, jax.Array], tuple[Any, Auxiliary]] = (
         lambda trainable, auxiliary, step: (trainable, auxiliary)
     )

@@ -229,7 +229,7 @@ def test_a_run_without_a_config_is_named_in_a_sentence(command, tmp_path):
         ("model.name", "strided", "Did you mean 'strided_cnn'?"),
         ("method.name", "blnd", "Did you mean 'blind'?"),
         ("method.criterion", "magnitud", "Did you mean 'magnitude'?"),
-        ("method.eps", -0.1, "eps is -0.1; a budget is at least 0."),
+        ("method.eps", -0.1, r"eps is -0.1; it must lie in \[0, inf\)"),
         ("method.optimizer", "adm", "Did you mean 'adam'?"),
         ("method.include", ("Covn*",), r"Pattern 'Covn\*' matches none of the weights"),
         ("seed", -1, "seed is -1; it must be at least 0."),

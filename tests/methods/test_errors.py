@@ -71,6 +71,10 @@ def test_unknown_names_name_the_nearest(name, options, message):
         ("blind", {"cutoff": -1.0}, r"cutoff is -1\.0"),
         ("blind", {"deepfool_steps": 0}, "steps is 0"),
         ("blind", {"candidates": 0}, "candidates is 0"),
+        *(
+            (name, {"pruning_schedule": "one_shot"}, "pruning_schedule 'one_shot'.*cubic")
+            for name in GRADUAL
+        ),
     ],
 )
 def test_values_out_of_range_are_named_at_once(name, options, message):

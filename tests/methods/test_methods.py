@@ -4,13 +4,14 @@ import dataclasses
 import itertools
 import math
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prunejax import masks, methods, pruning, trees
-from prunejax.training import Start, checkpoints, evidence
+from prunejax import Network, masks, methods, pruning, trees
+from prunejax.training import Start, Trained, checkpoints, evidence
 from tests.methods.toy import (
     NETWORK,
     SIZES,
@@ -93,11 +94,15 @@ def test_dense_has_no_mask_and_one_shot_prunes_the_smallest_weights_at_its_begin
 # -- a toy -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", GRADUAL)
-def test_gradual_methods_follow_the_cubic_schedule_and_end_on_the_target(name):
+@pytest.mark.parametrize(
+    ("name", "schedule"),
+    [*((name, "cubic") for name in GRADUAL), ("gradual_natural", "constant_rate")],
+)
+def test_gradual_methods_follow_their_schedule_and_end_on_the_target(name, schedule):
     begin = 1 if name == "blind" else 0
     method = methods.create(
         name,
+        pruning_schedule=schedule,
         epochs=4,
         pruning_begin=begin,
         pruning_epochs=2,
@@ -114,6 +119,8 @@ def test_gradual_methods_follow_the_cubic_schedule_and_end_on_the_target(name):
     # their epochs.
     shares = (0, 3 / 4, 1, 1) if begin else (3 / 8, 6 / 8, 1, 1)
     sparsities = [0.8 - 0.8 * (1 - share) ** 3 for share in shares]
+    if schedule == "constant_rate":  # of the four changes the second is in force, and so on
+        sparsities = [1 - 0.2 ** (i / 4) for i in (2, 3, 4, 4)]
     densities = [1 - sum(round(s * n) for n in SIZES) / sum(SIZES) for s in sparsities]
     assert [row["density"] for row in rows] == pytest.approx(densities, abs=1e-12)
 
@@ -241,6 +248,26 @@ def test_a_ticket_is_the_mask_of_the_trained_network_on_its_early_weights(tmp_pa
     again = run_phases(phases, store=(store := checkpoints.Store(tmp_path)))
     store.close()
     jax.tree.map(np.testing.assert_array_equal, again, expected)
+
+
+class Counting(nn.Module):
+    """A linear network that counts the batches it has been trained on, as normalisation does."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        count = self.variable("counts", "batches", jnp.zeros, ())
+        count.value += train
+        return nn.Dense(3)(x.reshape(len(x), -1))
+
+
+def test_what_counts_beside_the_weights_is_rewound_with_them():
+    network = Network(Counting())
+    variables = network.init(jax.random.key(0), (4, 4, 1))
+    method = methods.create("lottery", epochs=1, rounds=1, rewind_epochs=1, learning_rate=0.02)
+    start, phases = Trained(variables, masks.dense(variables["params"])), method.phases(STEPS)
+    trained = run_phases(phases, network=network, start=start)
+    # One epoch early and one dense; the round goes back to the end of the first and has its own.
+    assert trained.variables["counts"]["batches"] == 2 * STEPS
 
 
 def test_sparse_and_dense_phases_alternate():

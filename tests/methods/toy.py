@@ -26,10 +26,11 @@ def toy():
     return dataset, Trained(variables, masks.dense(variables["params"]))
 
 
-def run_phases(phases, **options):
-    dataset, start = toy()
+def run_phases(phases, *, network=NETWORK, start=None, **options):
+    dataset, own_start = toy()
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
-    return train(NETWORK, start, phases, dataset, batch_size=16, mesh=mesh, **options)
+    start = start or own_start
+    return train(network, start, phases, dataset, batch_size=16, mesh=mesh, **options)
 
 
 def run(method):

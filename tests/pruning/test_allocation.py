@@ -111,7 +111,7 @@ def test_totals_are_exact_and_no_layer_ever_gets_a_unit_back(shapes, sparsities,
     layers = layers_of(shapes)
     total, before = sum(layer.units for layer in layers.values()), dict.fromkeys(layers, 0)
     for sparsity in sorted(sparsities):
-        counts = removed(allocation.ALLOCATIONS[name](layers, sparsity))
+        counts = removed(allocation.ALLOCATIONS[name].groups(layers, sparsity))
         assert sum(counts.values()) == round(sparsity * total)
         for path, layer in layers.items():
             assert before[path] <= counts[path] <= layer.units
@@ -143,7 +143,7 @@ OWN = (800 + 810) / 2050  # what these remove; Dense_1 is not named and stays de
 
 def counts_of(densities, sparsity, layers=FOUR):
     table = allocation.checked_table(densities)
-    return [*removed(allocation.create(table)(layers, sparsity)).values()]
+    return [*removed(allocation.create(table).groups(layers, sparsity)).values()]
 
 
 def test_a_table_is_reached_exactly_and_its_proportions_on_the_way():
@@ -200,7 +200,7 @@ def test_the_guard_leaves_one_unit_a_layer_and_the_total_as_it_was(shapes, spars
     limit = sum(layer.units - 1 for layer in layers.values())
     before = None
     for sparsity in sorted(sparsities):
-        groups = allocation.ALLOCATIONS[name](layers, sparsity)
+        groups = allocation.ALLOCATIONS[name].groups(layers, sparsity)
         guarded = allocation.guarded(groups, layers)
         assert sum(n for _, n in guarded) == min(limit, sum(n for _, n in groups))
         for paths, count in guarded:
@@ -214,7 +214,7 @@ def test_the_guard_moves_nothing_where_nothing_collapses():
     groups = allocation.uniform(FOUR, 0.9)
     assert allocation.guarded(groups, FOUR) == groups
     for name, sparsity in itertools.product(("erk", "global"), (0.1, 0.9)):
-        groups = allocation.ALLOCATIONS[name](FOUR, sparsity)
+        groups = allocation.ALLOCATIONS[name].groups(FOUR, sparsity)
         assert allocation.guarded(groups, FOUR) == groups
 
 

@@ -1,7 +1,10 @@
-"""Exact counts, laws of the units and nesting, for every granularity with every allocation."""
+"""Exact counts, for every granularity with every allocation and with every criterion."""
 
+import dataclasses
+import functools
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from prunejax import masks
-from prunejax.pruning import ALLOCATIONS, GRANULARITIES, Pruner, prune
+from prunejax.pruning import ALLOCATIONS, CRITERIA, GRANULARITIES, Evidence, Pruner, prune
 
 SHAPES = {"Conv_0": (3, 3, 4, 8), "Conv_1": (1, 1, 8, 4), "Dense_0": (8, 12), "Dense_1": (12, 4)}
 TABLE = {"Conv_0": 0.3, "Conv_*": 0.9, "*": 0.05}
@@ -138,3 +141,84 @@ def test_the_guard_keeps_the_best_unit():
     np.testing.assert_array_equal(mask["a"], [[False, False, True, False]])  # the last of equals
     np.testing.assert_array_equal(mask["b"], [[False, True, True, True]])
     assert math.prod(mask["a"].shape) == 4
+
+
+# -- every criterion -------------------------------------------------------------------------------
+
+# They score outputs: units of inputs are all the same to them.
+OF_OUTPUTS = {
+    "geometric_median", "norm_scale", "expected_abs", "hrank", "kl", "cka", "pls_vip"
+}  # fmt: skip
+OF_INPUTS = {"channel", "row", "2:4"}
+
+
+def apply(variables, images):
+    """Logits of images `[B, 1, 2, 4]`, by the weights of `SHAPES`, each but the last scaled."""
+    x, params = images, variables["params"]
+    for path in ("Conv_0", "Conv_1", "Dense_0"):
+        if path.startswith("Conv"):
+            x = jax.lax.conv_general_dilated(
+                x, params[path], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            )
+        else:
+            x = x.reshape(len(x), -1) @ params[path]
+        x = jax.nn.relu(x * params["scales"][path])
+    return x @ params["Dense_1"]
+
+
+def loss(params, batch):
+    images, labels = batch
+    log_p = jax.nn.log_softmax(apply({"params": params}, images))
+    return -log_p[jnp.arange(len(labels)), labels].mean()
+
+
+@functools.cache
+def evidenced():
+    """Parameters, and all that a criterion may ask for."""
+    rng = np.random.default_rng(0)
+    array = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
+    params = {path: array(*shape) for path, shape in SHAPES.items()}
+    params["scales"] = {path: array(SHAPES[path][-1]) for path in SHAPES if path != "Dense_1"}
+    images = jax.nn.sigmoid(array(6, 1, 2, 4))
+    return params, Evidence(
+        loss=loss,
+        batches=((images, jnp.arange(6) % 4),),
+        network=apply,
+        variables={},
+        input_shape=(1, 2, 4),
+        scores=jax.tree.map(lambda w: array(*w.shape), params),
+    )
+
+
+def scored_once(name):
+    """The criterion, which looks at the same weights of the same network only once."""
+    own = CRITERIA[name]
+    known = {}
+
+    def score(params, evidence):
+        if evidence.paths not in known:
+            known[evidence.paths] = own.score(params, evidence)
+        return known[evidence.paths]
+
+    return dataclasses.replace(own, score=score)
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+def test_every_criterion_removes_exact_numbers_of_all_units_it_tells_apart(name):
+    params, evidence = evidenced()
+    criterion = scored_once(name)
+    for granularity in ALL:
+        sparsity = 0.5 if ":" in granularity else 0.4
+        for allocation in ("uniform", "global"):
+            # The last layer's outputs are the classes.
+            options = {"exclude": "Dense_1", "guard": False, "allocation": allocation}
+            pruner = Pruner(criterion, granularity, **options)
+            if name in OF_OUTPUTS and granularity in OF_INPUTS:
+                with pytest.raises(ValueError, match=r"gives all inputs of .* the same score"):
+                    prune(params, sparsity, pruner, evidence=evidence)
+                continue
+            mask = prune(params, sparsity, pruner, evidence=evidence)
+            gone = [~units(mask, path, granularity) for path in pruner.paths(params)]
+            if allocation == "global":
+                gone = [np.concatenate(gone)]
+            assert [g.sum() for g in gone] == [round(sparsity * g.size) for g in gone]

@@ -196,7 +196,7 @@ def test_weights_that_blocks_do_not_divide_can_be_excluded():
         ({"granularity": "kernels"}, r"Unknown granularity 'kernels'\. Did you mean 'kernel'\?"),
         ({"granularity": "2:4:8"}, "Unknown granularity '2:4:8'.*block4x4"),
         ({"aggregate": "l1"}, "Unknown aggregate 'l1'"),
-        ({"granularity": "2:4", "allocation": "erk"}, "allocation must be 'uniform', not 'erk'"),
+        ({"granularity": "2:4", "allocation": "erk"}, "'uniform' or 'global', not 'erk'"),
     ],
 )
 def test_impossible_choices_are_named(options, message):

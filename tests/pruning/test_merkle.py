@@ -41,9 +41,11 @@ def network(name):
         module = models.create(name, 10, **options.get(name, {}))
         images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
         params = jax.eval_shape(module.init, jax.random.key(0), images)["params"]
-        leaves = trees.flatten(params)
-        paths = [path for path in trees.prunable(params) if "shortcut" not in path]
-        shapes = {path: leaves[path].shape for path in paths}
+        # VGG has none, and a pattern has to match.
+        exclude = "*shortcut*" if name.startswith("resnet") else ()
+        layers = Pruner(exclude=exclude).layers(params)
+        assert exclude == () or len(layers) < len(trees.prunable(params))
+        shapes = {path: layer.shape for path, layer in layers.items()}
     return {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in shapes.items()}
 
 

@@ -239,6 +239,57 @@ def test_a_schedule_is_followed_step_for_step(name, allocation, criterion):
         assert np.all(moved[1:] != moved[:-1])
 
 
+EVERY_SCHEDULE = {
+    "one_shot": {"sparsity": 0.5, "step": 3},
+    "cubic": {"sparsity": 0.8, "begin": 1, "end": 9, "frequency": 3},
+    "constant_rate": {"sparsity": 0.8, "begin": 1, "end": 9, "frequency": 3},
+    "iterative": {"rates": (1, 2, 4), "begin": 1, "frequency": 3},
+    "alternating": {"sparsity": 0.6, "begin": 1, "end": 9, "sparse": 2, "dense": 2},
+}
+# The conv's units of each kind, then the dense layer's.
+UNITS = {"weight": (72, 24), "filter": (4,), "block2x2": (18, 6)}
+
+
+@functools.cache
+def followed(name):
+    """Parameters and masks after each of 12 steps, of each granularity."""
+    schedule = pruning.schedule(name, **EVERY_SCHEDULE[name])
+    rng = np.random.default_rng(0)
+    array = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
+    params, slopes = ({"conv": array(3, 3, 2, 4), "dense": array(4, 6)} for _ in range(2))
+    transforms = {
+        kind: pruning.optimizer(
+            optax.sgd(0.1, 0.9), pruning.Pruner(granularity=kind), schedule,
+            nested=name != "alternating",
+        )
+        for kind in UNITS
+    }  # fmt: skip
+
+    def step(carry, i):
+        for kind, tx in transforms.items():
+            grads = jax.tree.map(lambda slope: slope * jnp.cos(i), slopes)
+            updates, state = tx.update(grads, carry[kind][1], carry[kind][0])
+            carry[kind] = optax.apply_updates(carry[kind][0], updates), state
+        return carry, {kind: (new, state.mask) for kind, (new, state) in carry.items()}
+
+    start = {kind: (params, tx.init(params)) for kind, tx in transforms.items()}
+    return schedule, jax.jit(lambda: jax.lax.scan(step, start, jnp.arange(12))[1])()
+
+
+@pytest.mark.parametrize("granularity", UNITS)
+@pytest.mark.parametrize("name", pruning.SCHEDULES)
+def test_every_schedule_is_followed_in_units_of_every_kind(name, granularity):
+    schedule, found = followed(name)
+    weights, history = found[granularity]
+    for step in range(12):
+        sparsity = [0.0, *(s for at, s in schedule if at <= step)][-1]
+        for path, number in zip(("conv", "dense"), UNITS[granularity], strict=False):
+            w = np.asarray(weights[path][step])
+            keep = np.broadcast_to(history[path][step], w.shape)
+            assert keep.mean() * number == pytest.approx(number - round(sparsity * number))
+            np.testing.assert_array_equal(w[~keep], 0)
+
+
 def test_the_mask_is_that_of_the_updated_weights():
     params, inner = {"w": jnp.array([[1.0, -2.0, 3.0, -4.0]])}, optax.sgd(1.0)
     tx = pruning.optimizer(inner, pruning.Pruner(), pruning.one_shot(0.5))
@@ -401,7 +452,7 @@ def test_schedules_out_of_order_are_refused(schedule):
         ([(0, -0.5)], r"sparsity is -0\.5"),
         ([(0, float("nan"))], "sparsity is nan"),
         ([(2.5, 0.5)], r"a step of schedule is 2\.5; an integer of at least"),
-        ([(-1, 0.5)], "a step of schedule is -1; the first step is 0"),
+        ([(-1, 0.5)], "a step of schedule is -1; an integer of at least 0"),
     ],
 )
 def test_what_is_no_step_or_no_sparsity_of_a_schedule_is_refused(schedule, sentence):

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prunejax import masks, pruning, trees
+from prunejax import pruning, trees
 from prunejax.pruning import Pruner, regrowth
 
 PATHS = ("first/kernel", "second/kernel")
@@ -96,6 +96,16 @@ def test_each_layer_exchanges_its_worst_units_and_keeps_its_number(grow, allocat
     assert np.all(arrays(states.mask)["first/bias"])
     # What grew has moved by the end.
     assert all(np.all(weights[path][-1][kept[path][-1]] != 0) for path in PATHS)
+
+
+@pytest.mark.parametrize("aggregate", ["mean", "l2"])
+def test_the_first_mask_takes_alike_from_large_filters_and_small_ones(aggregate):
+    """However the pruner's own scores become a filter's: means and lengths of draws tell sizes."""
+    params = {"small": jnp.zeros((3, 3, 3, 64)), "large": jnp.zeros((3, 3, 64, 64))}
+    pruner = Pruner(granularity="filter", allocation="global", aggregate=aggregate)
+    kept = arrays(regrowth.at_random(params, pruner, 0.2, jax.random.key(0)))
+    deviation = math.sqrt(0.2 * 0.8 / 64)
+    assert all(abs((~kept[path]).mean() - 0.2) < 3 * deviation for path in params)
 
 
 values = st.lists(st.integers(-3, 3), min_size=12, max_size=12)
@@ -233,18 +243,3 @@ def test_falling_sparsities_need_masks_that_are_not_nested():
     schedule = pruning.alternating(0.5, begin=0, end=4, sparse=1)
     with pytest.raises(ValueError, match=r"falls from 0\.5 to 0\.0 at step 1.*nested=False"):
         pruning.optimizer(optax.sgd(0.1), Pruner(), schedule)
-
-
-# -- rewinding -------------------------------------------------------------------------------------
-
-
-def test_a_ticket_is_the_late_mask_on_the_early_weights():
-    early, late = parameters(0), parameters(1)
-    mask = pruning.prune(late, 0.8)
-    ticket = pruning.rewind(mask, early)
-    for path, leaf in arrays(ticket).items():
-        expected = np.where(arrays(mask)[path], arrays(early)[path], 0)
-        np.testing.assert_array_equal(leaf, expected)
-    assert masks.density(ticket, mask) == pytest.approx(0.2)
-    with pytest.raises(ValueError, match="first/kernel"):
-        pruning.rewind(mask, {**early, "first": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(12)}})

@@ -150,14 +150,56 @@ def test_prescribed_examples_stay_in_ball_and_box(norm, eps):
 
 def test_prescribed_is_the_maximiser_of_the_loss_on_two_classes():
     # With two classes the worst point of an Linf ball is x - eps sign(w_y - w_other), clipped.
+    classifier, images, labels, towards = two_classes()
+    attack = attacks.PGD(norm="linf", steps=10, loss="cross_entropy", relative_step=0.25)
+    out = adversaries.prescribed(attack, 0.1)(classifier, images, labels, KEY)
+    sign = towards * np.where(labels == 0, 1, -1)[:, None, None, None]
+    np.testing.assert_allclose(out, np.clip(images + 0.1 * sign, 0, 1), atol=1e-6)
+
+
+def two_classes():
+    """The problem's first two classes, and the direction from the first to the second."""
     classifier, images, labels = problem()
     two = {"w": classifier.variables["w"][:, :2], "b": classifier.variables["b"][:2]}
-    labels = labels % 2
-    attack = attacks.PGD(norm="linf", steps=10, loss="cross_entropy", relative_step=0.25)
-    out = adversaries.prescribed(attack, 0.1)(Classifier(two, linear), images, labels, KEY)
-    towards = np.asarray(two["w"][:, 1] - two["w"][:, 0]).reshape(SHAPE)
-    sign = np.sign(towards) * np.where(labels == 0, 1, -1)[:, None, None, None]
-    np.testing.assert_allclose(out, np.clip(images + 0.1 * sign, 0, 1), atol=1e-6)
+    towards = np.sign(two["w"][:, 1] - two["w"][:, 0]).reshape(SHAPE)
+    return Classifier(two, linear), images, labels % 2, towards
+
+
+def test_with_the_loss_kl_it_goes_as_far_from_the_clean_prediction_as_it_can():
+    # Of two logits the divergence grows with their difference's change, to either side.
+    classifier, images, labels, towards = two_classes()
+    attack = attacks.PGD(norm="linf", steps=10, loss="kl", relative_step=0.25)
+    out = adversaries.prescribed(attack, 0.1)(classifier, images, labels, KEY)
+    farthest = [np.clip(images + side * 0.1 * towards, 0, 1) for side in (-1, 1)]
+    miss = np.min([np.abs(out - far).max(axis=(1, 2, 3)) for far in farthest], axis=0)
+    np.testing.assert_allclose(miss, 0, atol=1e-6)
+
+
+def test_with_one_target_it_heads_for_the_likeliest_other_class():
+    # On a linear network z_t - z_y is largest at the corner that sign(w_t - w_y) points to.
+    classifier, images, labels = problem()
+    attack = attacks.PGD(norm="linf", steps=10, targets=1, relative_step=0.25)
+    out = make(adversaries.prescribed(attack, 0.5))
+    others = np.where(np.arange(4) == labels[:, None], -np.inf, classifier(images))
+    w = np.asarray(classifier.variables["w"]).T
+    sign = np.sign(w[others.argmax(axis=1)] - w[labels]).reshape(images.shape)
+    np.testing.assert_allclose(out, np.clip(images + 0.5 * sign, 0, 1), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("attack", "eps"),
+    [(attacks.Square(norm="linf", steps=20), 0.2), (attacks.SparseRS(norm="l0", steps=20), 3)],
+    ids=["square", "sparse_rs"],
+)
+def test_a_black_box_attack_trains_on_what_it_finds(attack, eps):
+    classifier, images, labels = problem()
+    find = jax.vmap(attack.find, in_axes=(None, 0, 0, 0, None))
+    goals, keys = attacks.Goal(labels), jax.random.split(KEY, len(images))
+    found = jax.jit(find)(classifier, images, goals, keys, eps)
+    success = np.asarray(found.success)
+    assert success.sum() > 2
+    out = make(adversaries.prescribed(attack, eps))
+    np.testing.assert_array_equal(out[success], found.image[success])
 
 
 @pytest.mark.parametrize(
@@ -208,3 +250,18 @@ def test_prescribed_refuses_a_negative_budget(eps):
 def test_prescribed_refuses_an_attack_without_budget():
     with pytest.raises(ValueError, match=r"DeepFool.*needs a fixed-budget attack"):
         adversaries.prescribed(attacks.DeepFool(), 0.1)
+
+
+@pytest.mark.parametrize(
+    ("attack", "message"),
+    [
+        (attacks.PGD(targeted=True), "targeted is True; labels are the true classes"),
+        (attacks.PGD(restarts=5), "restarts is 5; training makes one attempt"),
+        (attacks.PGD(targets=9), "targets is 9; training makes one attempt"),
+        (attacks.Cascade(norm="linf", members=(("pgd", attacks.PGD()),)), "needs a fixed-budget"),
+    ],
+    ids=["targeted", "restarts", "targets", "cascade"],
+)
+def test_prescribed_refuses_what_training_would_not_do(attack, message):
+    with pytest.raises(ValueError, match=message):
+        adversaries.prescribed(attack, 0.1)

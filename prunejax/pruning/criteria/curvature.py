@@ -15,7 +15,7 @@ from prunejax.pruning.evidence import Batch, Criterion, Evidence, Params, exampl
 
 
 def grasp(params: Params, evidence: Evidence) -> Params:
-    """W * (H g), half of what |g|^2, the gradient flow, loses to first order without the weight.
+    """The product w * (H g): to first order half of what the gradient flow |g|^2 loses without w.
 
     GraSP (Wang et al. 2020) writes S = -w * (H g) and removes the *highest* S; here
     higher is kept, so the sign is turned. H and g are over what is left of the weights that are

@@ -30,7 +30,7 @@ def mean(trees: Sequence[Any], batches: Sequence[Batch]) -> Any:
 # By the objective, not by a closure of it: rounds of pruning share one compiled program.
 @functools.partial(jax.jit, static_argnums=0)
 def gradient_of(loss: Loss, params: Params, batch: Batch) -> Params:
-    """D loss / d params on one batch."""
+    """The derivative d loss / d params on one batch."""
     return jax.grad(loss)(params, batch)
 
 
@@ -61,15 +61,17 @@ def gradient(params: Params, evidence: Evidence) -> Params:
 
 
 def connection_sensitivity(params: Params, evidence: Evidence) -> Params:
-    """G w, to first order the fall of the loss when the weight is removed; signed."""
+    """The product g w, to first order the fall of the loss when the weight is removed; signed."""
     return multiplied(mean_gradient(params, evidence), params)
 
 
 def taylor(params: Params, evidence: Evidence) -> Params:
-    """G w, the loss `in_evaluation`.
+    """The product g w, of which (g w)^2 scores a weight and (sum of g w)^2 a unit.
 
-    While a batch is normalised by its own statistics, the loss does not depend on the scale of a
-    filter before it, and the sum of g w over that filter is zero but for rounding.
+    Those squares are, to first order, what the removal changes the loss by, squared (Molchanov et
+    al. 2019). The loss is taken `in_evaluation`: while a batch is normalised by its own statistics,
+    it does not depend on the scale of a filter before that, and the sum of g w over that filter is
+    zero but for rounding.
     """
     if evidence.loss is not None:
         evidence = evidence._replace(loss=in_evaluation(evidence.loss))
@@ -83,5 +85,4 @@ def snip(params: Params, evidence: Evidence) -> Params:
 
 GRADIENT = Criterion("gradient", gradient, needs=("gradient",))
 SNIP = Criterion("snip", snip, needs=("gradient",))
-# (g w)^2 of a weight, (sum of g w)^2 of a unit: Molchanov et al. (2019).
 TAYLOR = Criterion("taylor", taylor, needs=("gradient",), aggregate="sum", finish=jnp.square)

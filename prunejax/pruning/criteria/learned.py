@@ -29,7 +29,7 @@ def learned(params: Params, evidence: Evidence) -> Params:
 
 
 def initial(params: Params) -> Params:
-    """S = sqrt(6 / fan_in) w / max|w| of each weight, so that at first |s| ranks as |w| does.
+    """Scores s = sqrt(6 / fan_in) w / max|w|, so that at first |s| ranks as |w| does.
 
     Sehwag et al. (2020). fan_in is the product of all axes but the last, as Flax and
     Haiku lay weights out. Leaves that are no weights (`trees.weights`) get zeros.
@@ -69,7 +69,7 @@ straight_through.defvjp(_forward, _backward)
 
 
 def effective(params: Params, scores: Params, mask: Mask) -> Params:
-    """W m(s): the parameters under the mask, differentiable in both the parameters and the scores.
+    """Weights w m(s), under the mask, differentiable in both the parameters and the scores.
 
     dL/ds = sign(s) w dL/d(w m), also for what the mask removes (so it can come back); where the
     scores have the shape of units, summed over the weights of the unit.
@@ -87,4 +87,4 @@ def effective(params: Params, scores: Params, mask: Mask) -> Params:
     return jax.tree.map(leaf, params, scores, mask)
 
 
-LEARNED = Criterion("learned", learned, needs=("scores",))
+LEARNED = Criterion("learned", learned, needs=("scores",), remedy="The method 'hydra' learns them.")
