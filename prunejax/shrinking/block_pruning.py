@@ -12,7 +12,7 @@ from prunejax.pruning.evidence import Evidence
 from prunejax.pruning.pruner import Pruner
 from prunejax.shrinking import residual, structure
 from prunejax.shrinking.block_statistics import OF_DATA
-from prunejax.shrinking.channel_pruning import aggregate_of, criterion_of, unit_scores
+from prunejax.shrinking.channel_pruning import takes_first, unit_scores
 from prunejax.shrinking.residual import Block
 from prunejax.shrinking.without_blocks import remove_blocks
 
@@ -142,7 +142,7 @@ def _checked(classifier, image_shape, pruner, evidence, batch_size) -> Evidence:
     )
     pruner.check(evidence)
     checks.integer("batch_size", batch_size, least=1)
-    criterion = criterion_of(pruner)
+    criterion = pruner.scorer
     if criterion in OF_DATA:
         images, labels = _data(evidence)
         if images.shape[1:] != tuple(image_shape):
@@ -209,7 +209,7 @@ def _scores(
     batch_size: int,
 ) -> dict[str, float]:
     """Of the blocks with these names."""
-    criterion = criterion_of(pruner)
+    criterion = pruner.scorer
     if criterion in OF_DATA:
         images, labels = _data(evidence)
         of_blocks = OF_DATA[criterion].of_blocks
@@ -219,7 +219,7 @@ def _scores(
     last = {block.name: block.last for block in residual.chosen(traced, names)}
     axes = [(path, -1) for path in last.values()]
     units = unit_scores(classifier.params, pruner, axes, evidence)
-    of_block = np.mean if aggregate_of(pruner) != "first" else lambda units: units.flat[0]
+    of_block = (lambda units: units.flat[0]) if takes_first(pruner) else np.mean
     return {name: float(of_block(units[last[name], -1])) for name in names}
 
 

@@ -10,8 +10,7 @@ import numpy as np
 
 from prunejax import checks, masks, trees
 from prunejax.pruning import allocation, granularity, selection
-from prunejax.pruning.criteria import CRITERIA
-from prunejax.pruning.evidence import Criterion, Evidence
+from prunejax.pruning.evidence import Evidence
 from prunejax.pruning.pruner import Pruner
 from prunejax.shrinking import gone, grouping, structure, widths
 from prunejax.shrinking.coupling import OUTPUTS
@@ -150,7 +149,7 @@ def channel_scores(
     evidence = evidence._replace(allowed=allowed, mask=current)
     scores = unit_scores(masks.apply(params, current), pruner, axes, evidence)
     total, number = np.zeros(traced.number), np.zeros(traced.number)
-    only_first = aggregate_of(pruner) == "first"
+    only_first = takes_first(pruner)
     for (path, axis), own in scores.items():
         channels, own = traced.along(f"params/{path}")[axis], own.ravel()
         counts = own > -np.inf
@@ -199,32 +198,26 @@ def unit_scores(
     pruner.check(evidence)
     if not axes:
         return {}
-    criterion = criterion_of(pruner)
     evidence = evidence._replace(paths=tuple(dict.fromkeys(path for path, _ in axes)))
-    of_weights = criterion.score(params, evidence)
-    trees.require_like(f"the scores of criterion {criterion.name!r}", of_weights, params)
-    of_weights, leaves = trees.flatten(of_weights), trees.flatten(params)
-    reduction = granularity.AGGREGATES[aggregate_of(pruner)]
+    of_weights, leaves = pruner.weight_scores(params, evidence), trees.flatten(params)
     left = trees.flatten(masks.dense(params) if evidence.mask is None else evidence.mask)
     return {
         (path, axis): np.asarray(
             UNITS[axis].scores(
-                of_weights[path], left[path], jnp.shape(leaves[path]), reduction, criterion.finish
+                of_weights[path],
+                left[path],
+                jnp.shape(leaves[path]),
+                pruner.reduction,
+                pruner.scorer.finish,
             )
         )
         for path, axis in axes
     }
 
 
-def criterion_of(pruner: Pruner) -> Criterion:
-    """The pruner's criterion, also where it is given by name."""
-    named = isinstance(pruner.criterion, str)
-    return CRITERIA[pruner.criterion] if named else pruner.criterion
-
-
-def aggregate_of(pruner: Pruner) -> str:
-    """How scores of weights become a unit's: the pruner's choice, or its criterion's."""
-    return pruner.aggregate or criterion_of(pruner).aggregate
+def takes_first(pruner: Pruner) -> bool:
+    """Whether what is made of several has the score of the first of them, as where it is drawn."""
+    return pruner.reduction is granularity.AGGREGATES["first"]
 
 
 def _best_first(group: np.ndarray, score: np.ndarray) -> np.ndarray:
