@@ -50,11 +50,12 @@ def write_costs(
             batch_size=batch_size,
             progress=functools.partial(report, f"time {name}"),
         )
-    output.mkdir(parents=True, exist_ok=True)
     for name, cost in found.items():
         figure = reporting.cost_figure(cost)
         for suffix in ("png", "pdf"):
-            figure.savefig(output / f"{name}_layers.{suffix}", dpi=150)
+            path = output / f"{name}_layers.{suffix}"  # the name may be one of folders
+            path.parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(path, dpi=150)
     named = {
         name: cost._asdict() | {"layers": [layer._asdict() for layer in cost.layers]}
         for name, cost in found.items()
@@ -68,7 +69,7 @@ def main() -> None:
     directories = [pathlib.Path(path) for path in flags.FLAGS.workdirs]
     with progress.bars() as show:
         table = write_costs(
-            {directory.name: directory for directory in directories},
+            run_directory.by_name(directories),
             pathlib.Path(flags.FLAGS.output),
             batch_size=flags.FLAGS.batch_size,
             report=show,

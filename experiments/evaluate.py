@@ -30,7 +30,7 @@ def evaluate_run(
 
     Args:
       workdir: folder of a finished run.
-      chosen: names of protocols; all where None.
+      chosen: names of protocols; all of the config's where None.
       report: called with (task, examples done, examples in all).
 
     Returns:
@@ -78,10 +78,11 @@ def main() -> None:
     """Runs the command."""
     workdir = pathlib.Path(flags.FLAGS.workdir)
     with progress.bars() as show:
-        summary = evaluate_run(workdir, flags.FLAGS.attacks, report=show)
+        summary = evaluate_run(workdir, flags.FLAGS.attacks or None, report=show)
         is_first = jax.process_index() == 0
         if is_first:
-            table = report.write_report({workdir.name: workdir}, workdir / "report", report=show)
+            named = run_directory.by_name([workdir])
+            table = report.write_report(named, workdir / "report", report=show)
     if is_first:
         for attack, warnings in summary["warnings"].items():
             for warning in warnings:

@@ -1,7 +1,6 @@
 """The library's objects as a config describes them."""
 
 import functools
-import json
 import math
 import operator
 import pathlib
@@ -9,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import config_dict
 
 from experiments import run_directory
@@ -132,10 +132,36 @@ def load_trained(
     return Classifier(variables, network), mask
 
 
+def validation(
+    config: config_dict.ConfigDict, dataset: data.Dataset
+) -> tuple[attacks.Attack, np.ndarray, np.ndarray]:
+    """By what robustness is validated: PGD, and of the first held-out examples images and labels.
+
+    Args:
+      config: of the run.
+      dataset: held out from training and from testing.
+
+    Returns:
+      The attack, images `[N, H, W, C]` float32 in [0, 1], labels `[N]`.
+
+    Raises:
+      ValueError: an unknown norm, or less than a step.
+    """
+    settings = config.validation
+    attack = attacks.create("pgd", norm=settings.norm, steps=settings.steps)
+    dataset = dataset.take(min(settings.examples, len(dataset)))
+    return attack, dataset.images.astype(np.float32) / 255, dataset.labels
+
+
 def evidence(
-    classifier: Classifier, method: methods.Method, dataset: data.Dataset, seed: int
+    classifier: Classifier,
+    method: methods.Method,
+    dataset: data.Dataset,
+    examples: int,
+    seed: int,
 ) -> pruning.Evidence:
-    """Training examples, and the method's own objective, adversarial where that is."""
+    """The first examples, at most so many, and the method's own objective, adversarial if it is."""
+    dataset = dataset.take(min(examples, len(dataset)))
     return training.evidence(
         classifier.apply_fn,
         classifier.variables,
@@ -156,7 +182,9 @@ def load_shrunk(
     folder: pathlib.Path, whole: Classifier, image_shape: tuple[int, ...]
 ) -> tuple[Classifier, Any]:
     """What `save_shrunk` wrote, given the whole network (shapes instead of variables will do)."""
-    description = json.loads((folder / STRUCTURE).read_text())
+    description = run_directory.read_json(
+        folder / STRUCTURE, "Remove the run's folder, and experiments.shrink makes it again."
+    )
     network = shrinking.from_description(whole.apply_fn, whole.variables, description)
     shapes = network.left(jax.ShapeDtypeStruct((2, *image_shape), jax.numpy.float32))
     variables, mask = checkpoints.load_network(folder / "network", shapes)
@@ -166,13 +194,14 @@ def load_shrunk(
 def protocols(
     config: config_dict.ConfigDict, chosen: Sequence[str] | None = None
 ) -> list[Protocol]:
-    """The config's evaluation protocols, or those of them that are named.
+    """The config's evaluation protocols; those of them that are chosen, unless that is None.
 
     Raises:
       ValueError: an unknown protocol or attack, or options that the attack does not take.
     """
     known = config.evaluation.protocols
-    for name in chosen or ():
+    chosen = known.keys() if chosen is None else chosen
+    for name in chosen:
         if name not in known:
             raise names.unknown("protocol of evaluation", name, known)
     return [
@@ -182,5 +211,5 @@ def protocols(
             budgets=tuple(known[name].budgets),
             stated=known[name].stated,
         )
-        for name in (chosen or known)
+        for name in chosen
     ]

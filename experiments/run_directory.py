@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -28,17 +29,46 @@ def check_run(directory: pathlib.Path, config: ml_collections.ConfigDict) -> Non
     path = directory / "config.json"
     if not path.exists():
         return
-    before, now = _flat(_config_in(path)), _flat(_as_json(config))
     differing = [
-        f"{key}: {before.get(key, 'absent')!r} there, {now.get(key, 'absent')!r} here"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key, "absent") != now.get(key, "absent")
+        f"{key}: {there!r} there, {here!r} here"
+        for key, (there, here) in differences(_config_in(path), _as_json(config)).items()
     ]
     if differing:
         raise ConfigMismatchError(
             f"workdir {directory} holds a run of another config ({'; '.join(differing)}). "
             "Use another workdir, or remove this one."
         )
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Both values of each key that differs in two nested dicts, such as "dataset.name"."""
+    one, other = _flat(one), _flat(other)
+    values = {
+        key: (one.get(key, "absent"), other.get(key, "absent"))
+        for key in sorted(one.keys() | other.keys())
+    }
+    return {key: (first, second) for key, (first, second) in values.items() if first != second}
+
+
+def by_name(directories: Sequence[pathlib.Path]) -> dict[str, pathlib.Path]:
+    """Folders by their names, or by as much of their paths as tells those of one name apart.
+
+    Raises:
+      ValueError: a folder that is given twice.
+    """
+    paths = [pathlib.Path(os.path.abspath(directory)) for directory in directories]
+    if len(set(paths)) < len(paths):
+        raise ValueError(f"workdirs is {', '.join(map(str, directories))}; name each folder once.")
+
+    def ends(length):
+        return [path.parts[-length:] for path in paths]
+
+    def name(path):
+        lengths = range(1, len(path.parts) + 1)
+        shortest = next(n for n in lengths if ends(n).count(path.parts[-n:]) == 1)
+        return "/".join(path.parts[-shortest:])
+
+    return dict(zip(map(name, paths), directories, strict=True))
 
 
 def open_run(directory: pathlib.Path, config: ml_collections.ConfigDict) -> None:
@@ -60,6 +90,18 @@ def read_config(directory: pathlib.Path) -> ml_collections.ConfigDict:
     if not path.exists():
         raise FileNotFoundError(f"workdir {directory} holds no run: {path.name} is missing.")
     return config_dict.ConfigDict(_config_in(path))
+
+
+def read_json(path: pathlib.Path, remedy: str) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+      ValueError: it is damaged; ends with what to do, the sentence `remedy`.
+    """
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}). {remedy}") from error
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:
@@ -143,17 +185,14 @@ def _as_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def _config_in(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(
-            f"{path} is damaged ({error}). Remove it and start experiments.train with the config "
-            "of the run, which writes it anew."
-        ) from error
+    return read_json(
+        path,
+        "Remove it and start experiments.train with the config of the run, which writes it anew.",
+    )
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict):
+    if not isinstance(tree, Mapping):
         return {prefix: tree}
     return {
         key: value

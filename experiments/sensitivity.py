@@ -9,16 +9,14 @@ the first training examples, as many as the method shows them; learned scores ar
 
 import dataclasses
 import itertools
-import json
 import pathlib
 from collections.abc import Callable
 
 import jax
-import numpy as np
 from ml_collections import config_dict
 
 from experiments import from_config, run_directory
-from prunejax import attacks, data, evaluation, methods
+from prunejax import data, evaluation, methods
 from prunejax.classifier import Classifier
 from prunejax.pruning import learned, sensitivity
 
@@ -47,10 +45,10 @@ def method_before(config: config_dict.ConfigDict) -> methods.Method:
         )
     method = methods.create(**config.method.to_dict() | {"allocation": "uniform"})
     measured, density = config.sensitivity.densities, 1 - method.target_sparsity
-    if not measured or not 0 < min(measured) <= density:
+    if not measured or not all(0 < d <= 1 for d in measured) or min(measured) > density:
         raise ValueError(
-            f"sensitivity.densities is {tuple(measured)}; the lowest must be above 0 and at most "
-            f"the density {density:.4g} that method.sparsity asks for."
+            f"sensitivity.densities is {tuple(measured)}; some in (0, 1] are needed, the lowest at "
+            f"most the density {density:.4g} that method.sparsity asks for."
         )
     # What cannot have a density of its own in each layer is refused now.
     dataclasses.replace(method.pruner(), allocation={"*": density})
@@ -88,18 +86,13 @@ def densities(
     """
     path = workdir / "sensitivity.json"
     if path.exists():
-        return json.loads(path.read_text())["densities"]
+        remedy = "Remove it, and the layers are measured again."
+        return run_directory.read_json(path, remedy)["densities"]
     method = method_before(config)
     pruner = method.pruner()
-    settings = config.validation
-    dataset = dataset.take(min(settings.examples, len(dataset)))
+    attack, images, labels = from_config.validation(config, dataset)
     robust_accuracy = evaluation.accuracy_under(
-        attacks.create("pgd", norm=settings.norm, steps=settings.steps),
-        classifier,
-        dataset.images.astype(np.float32) / 255,
-        dataset.labels,
-        eps=settings.eps,
-        key=jax.random.key(0),
+        attack, classifier, images, labels, eps=config.validation.eps, key=jax.random.key(0)
     )
     units = {path: layer.units for path, layer in pruner.layers(classifier.params).items()}
     wanted = 1 + len(units) * len([d for d in config.sensitivity.densities if d < 1])
@@ -112,7 +105,7 @@ def densities(
 
     report(0, wanted)
     examples = method.phases(steps_per_epoch=1)[-1].examples or EXAMPLES
-    evidence = from_config.evidence(classifier, method, train_set.take(examples), config.seed)
+    evidence = from_config.evidence(classifier, method, train_set, examples, config.seed)
     table = sensitivity.measure(
         classifier.params,
         pruner,

@@ -3,10 +3,11 @@ r"""Makes a trained network smaller: removes channels or residual blocks, fine-t
     python -m experiments.shrink --config=experiments/configs/digits_shrink.py \
         --workdir=runs/small --config.init_from=runs/dense
 
-Each round is kept in the run's folder; a run that was stopped goes on after its last round. The
-result is evaluated like any other (experiments.evaluate). What pruned the network before stays: of
-its mask each round keeps what belongs to the channels that are left. Where that mask removes whole
-channels (config.method.granularity = "filter", say), they are gone after
+Each round is kept in the run's folder; a run that was stopped goes on after its last round, and a
+finished one is left alone. The result is evaluated like any other (experiments.evaluate). What
+pruned the network before stays: of its mask each round keeps what belongs to the channels that are
+left. Where that mask removes whole channels (config.method.granularity = "filter", say), they are
+gone after
 
     python -m experiments.shrink --config=experiments/configs/digits_shrink.py \
         --workdir=runs/small --config.init_from=runs/pruned --config.shrinking.remove=masked
@@ -15,23 +16,20 @@ channels (config.method.granularity = "filter", say), they are gone after
 import dataclasses
 import functools
 import itertools
-import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from ml_collections import config_dict, config_flags
 from rich.console import Console
 from rich.table import Table
 
-from experiments import environment, from_config, progress, run_directory
-from prunejax import data, masks, methods, names, pruning, shrinking, training, trees
+from experiments import environment, from_config, progress, removal, run_directory, sensitivity
+from prunejax import checks, data, masks, methods, names, pruning, shrinking, training
 from prunejax.classifier import Classifier
-from prunejax.evaluation import efficiency, predict, work
+from prunejax.evaluation import efficiency, predict
 from prunejax.training import batches
 
 COSTS = ("flops", "parameters", "latency")
@@ -61,78 +59,40 @@ def shrink(
       For each round what the network costs and how many validation images it gets right.
 
     Raises:
-      ValueError: a config that cannot be run.
+      ValueError: a config that cannot be run, before anything is written; a later round in which
+        nothing is left to remove.
     """
-    from_config.check_ranges(config, {**from_config.LEAST, **LEAST})
-    settings = config.shrinking
-    from_config.check_table("method.allocation", config.method.get("allocation"))
-    from_config.check_table("shrinking.allocation", settings.allocation)
-    names.lookup("shrinking.target", settings.target, dict.fromkeys(COSTS))
-    names.lookup("shrinking.remove", settings.remove, REMOVE)
-    method = methods.create(**config.method)
-    pruner = pruning.Pruner(
-        criterion=settings.criterion,
-        allocation=settings.allocation,
-        include=settings.include,
-        exclude=settings.exclude,
-        aggregate=settings.aggregate,
-        guard=settings.guard,
-    )
-    in_one_round = settings.remove == "masked"
-    if not in_one_round:
-        _require_shares(settings)
-    if not config.init_from:
-        raise ValueError("init_from is empty; name the folder of the run to make smaller.")
+    method = _checked(config)
+    run_directory.check_run(workdir, config)
+    rows = _rows(workdir)
+    if (workdir / from_config.STRUCTURE).exists():
+        return rows  # finished; to measure its latency again might ask for another round
     train_set, validation_set = (
         from_config.load_split(config, split, report) for split in ("train", "validation")
     )
-    start = pathlib.Path(config.init_from)
-    first, mask = from_config.load_trained(run_directory.read_config(start), start, train_set)
-    image_shape = train_set.image_shape
-    network = shrinking.whole(first.apply_fn, first.variables)
-    from_config.require_network(config, network.network, train_set)
-    if in_one_round:
-        _require_whole_channels(first, mask, image_shape, config.init_from)
-    mesh = from_config.mesh(config)
+    first, now = _start(config, train_set)
+    settings, mesh = config.shrinking, from_config.mesh(config)
+    steps = len(batches.epoch_indices(len(train_set), config.batch_size, config.seed, epoch=0))
+    measured = functools.partial(_row, validation_set, settings.batch_size, report)
 
-    def chosen(classifier):
-        """What a round removes, as a function of a classifier."""
-        task = f"choose {settings.remove}"
-        report(task, 0, 1)
-        evidence = from_config.evidence(
-            classifier, method, train_set.take(settings.examples), config.seed
-        )
-        without = REMOVE[settings.remove](classifier, mask, image_shape, pruner, evidence, settings)
-        report(task, 1, 1)
-        return without
+    def evidence_of(classifier: Classifier) -> pruning.Evidence:
+        return from_config.evidence(classifier, method, train_set, settings.examples, config.seed)
 
-    run_directory.check_run(workdir, config)
-    rows = _rows(workdir)
-    # The first choice is made before anything is written: it refuses what cannot be chosen.
-    choices = [] if rows else [chosen(Classifier(first.variables, network))]
-    run_directory.open_run(workdir, config)
-    if not rows:
-        rows = [_row(0, first, validation_set, settings.batch_size, report)]
-        run_directory.write_json(workdir / "rounds.json", rows)
-    classifier = Classifier(first.variables, network)
-    if len(rows) > 1:
-        classifier, mask = from_config.load_shrunk(
-            workdir / "rounds" / str(len(rows) - 1), first, image_shape
-        )
-
-    def remove(classifier):
-        nonlocal mask
-        without = choices.pop() if choices else chosen(classifier)
-        smaller, mask = without(classifier, check=True), _mask_without(without, classifier, mask)
+    def remove(now: removal.Stage) -> removal.Stage:
+        report(f"choose {settings.remove}", 0, 1)
+        smaller = removal.remove(now, settings, train_set.image_shape, evidence_of)
+        report(f"choose {settings.remove}", 1, 1)
         return smaller
 
-    def finetune(classifier, number):
-        nonlocal mask
-        steps = len(batches.epoch_indices(len(train_set), config.batch_size, config.seed, epoch=0))
+    def phases(mask: Any) -> list[training.Phase]:
+        return [_under(mask, phase) for phase in method.phases(steps)]
+
+    def finetune(now: removal.Stage, number: int) -> removal.Stage:
+        network = now.classifier.apply_fn
         trained = training.train(
-            classifier.apply_fn,
-            training.Trained(classifier.variables, mask),
-            [_under(mask, phase) for phase in method.phases(steps)],
+            network,
+            training.Trained(now.classifier.variables, now.mask),
+            phases(now.mask),
             train_set,
             batch_size=config.batch_size,
             seed=config.seed + number,
@@ -141,54 +101,93 @@ def shrink(
             progress=lambda done, total: report(f"round {number}", done, total),
             mesh=mesh,
         )
-        mask = trained.mask
-        return Classifier(trained.variables, classifier.apply_fn)
+        classifier = Classifier(trained.variables, network)
+        return removal.Stage(classifier, trained.mask, measured(number, classifier))
 
-    def cost(classifier):
-        return float(_cost(classifier, image_shape, settings, report))
-
+    chosen = []
+    if not rows:  # the first round shows what cannot be done, before anything is written
+        smaller = remove(now)
+        begun = training.Trained(smaller.classifier.variables, smaller.mask)
+        training.check(smaller.classifier.apply_fn, begun, phases(smaller.mask), train_set)
+        chosen, rows = [smaller], [measured(0, first)]
+    in_one_round = settings.remove == "masked"
+    at_most = 0 if in_one_round else _target(settings, rows[0])
+    run_directory.open_run(workdir, config)
+    run_directory.write_json(workdir / "rounds.json", rows)
+    if len(rows) > 1:
+        folder = workdir / "rounds" / str(len(rows) - 1)
+        now = removal.Stage(*from_config.load_shrunk(folder, first, train_set.image_shape))
     rounds = shrinking.iterate(
-        classifier,
-        remove=remove,
+        now._replace(row=rows[-1]),
+        remove=lambda now: chosen.pop() if chosen else remove(now),
         finetune=finetune,
-        cost=cost,
-        at_most=0 if in_one_round else settings.at_most * rows[0][settings.target],
+        cost=lambda now: now.row[settings.target],
+        at_most=at_most,
         first_round=len(rows),
     )
-    for number, classifier, _ in itertools.islice(rounds, 2 - len(rows) if in_one_round else None):
-        from_config.save_shrunk(workdir / "rounds" / str(number), classifier, mask)
-        rows.append(_row(number, classifier, validation_set, settings.batch_size, report))
+    for number, now, _ in itertools.islice(rounds, 2 - len(rows) if in_one_round else None):
+        from_config.save_shrunk(workdir / "rounds" / str(number), now.classifier, now.mask)
+        rows.append(now.row)
         run_directory.write_json(workdir / "rounds.json", rows)
-    from_config.save_shrunk(workdir, classifier, mask)
+    from_config.save_shrunk(workdir, now.classifier, now.mask)
     return rows
 
 
-def _require_shares(settings) -> None:
-    """Raises a ValueError for shares of what a round takes and of what is to be left."""
-    shares = ("share", "at_most") if settings.remove == "channels" else ("at_most",)
-    for key in shares:
-        if not 0 < settings[key] < 1:
-            raise ValueError(f"shrinking.{key} is {settings[key]}; it must lie between 0 and 1.")
-
-
-def _require_whole_channels(classifier: Classifier, mask: Any, image_shape, init_from: str) -> None:
-    traced = shrinking.of(classifier.apply_fn, classifier.variables, image_shape)
-    if shrinking.kept_channels(traced, classifier.params, mask).all():
+def _checked(config: config_dict.ConfigDict) -> methods.Method:
+    """The config's method; raises a ValueError for what is wrong with the config by itself."""
+    if "shrinking" not in config:
         raise ValueError(
-            f"shrinking.remove is 'masked', but the mask of init_from = {init_from!r} removes no "
-            "channel wholly; take a run whose method.granularity is such as 'filter' or 'column', "
-            "or remove 'channels'."
+            "config has no key `shrinking`; take experiments/configs/digits_shrink.py, or set "
+            "config.shrinking = shrinking(...), which is in experiments/configs/base.py."
         )
+    from_config.check_ranges(config, {**from_config.LEAST, **LEAST})
+    settings = config.shrinking
+    for key in ("method", "shrinking"):
+        allocation = config[key].get("allocation")
+        from_config.check_table(f"{key}.allocation", allocation)
+        if allocation == sensitivity.ALLOCATION:
+            raise ValueError(
+                f"{key}.allocation is {allocation!r}, which only experiments.train measures; "
+                "give another name, such as 'uniform', or a table of densities."
+            )
+    for key in ("share", "at_most"):
+        checks.number(f"shrinking.{key}", settings[key], within="(0, 1)")
+    if settings.budget is not None:
+        checks.number("shrinking.budget", settings.budget, within="(0, inf)")
+    names.lookup("shrinking.target", settings.target, dict.fromkeys(COSTS))
+    names.lookup("shrinking.remove", settings.remove, removal.REMOVE)
+    removal.pruner(settings)
+    from_config.protocols(config)  # what cannot be evaluated later is refused now
+    if not config.init_from:
+        raise ValueError("init_from is empty; name the folder of the run to make smaller.")
+    return methods.create(**config.method)
 
 
-def _mask_without(without, classifier: Classifier, mask: Any) -> Any:
-    """What is left of the mask, in the place of the parameters, where `without` removes some."""
-    whole = jax.tree.map(
-        lambda p, keep: jnp.broadcast_to(keep, p.shape).astype(p.dtype), classifier.params, mask
-    )
-    left = without(classifier.with_params(whole), check=False).params
-    # Whole leaves as `masks.dense` has them.
-    return jax.tree.map(lambda keep: jnp.array(True) if keep.all() else keep != 0, left)
+def _target(settings: config_dict.ConfigDict, first: Mapping[str, Any]) -> float:
+    """What the last network may cost, given what the first one does.
+
+    Raises:
+      ValueError: the first one costs no more than that.
+    """
+    cost = first[settings.target]
+    if settings.budget is None:
+        return settings.at_most * cost
+    if cost <= settings.budget:
+        raise ValueError(
+            f"shrinking.budget is {settings.budget:g} {settings.target}; the network of init_from "
+            f"costs {cost:g} already."
+        )
+    return settings.budget
+
+
+def _start(config, dataset: data.Dataset) -> tuple[Classifier, removal.Stage]:
+    """The network of `init_from`, as it is and as rounds take it."""
+    folder = pathlib.Path(config.init_from)
+    before = run_directory.read_config(folder)
+    first, mask = from_config.load_trained(before, folder, dataset)
+    whole = shrinking.whole(first.apply_fn, first.variables)
+    from_config.require_network(config, whole.network, dataset)
+    return first, removal.Stage(Classifier(first.variables, whole), mask)
 
 
 def _under(mask: Any, phase: training.Phase) -> training.Phase:
@@ -203,45 +202,7 @@ def _under(mask: Any, phase: training.Phase) -> training.Phase:
     )
 
 
-def _without_channels(classifier, mask, image_shape, pruner, evidence, settings):
-    traced = shrinking.of(classifier.apply_fn, classifier.variables, image_shape)
-    gone = shrinking.channel_mask(
-        traced,
-        classifier.variables,
-        settings.share,
-        pruner,
-        current=mask,
-        evidence=evidence,
-        multiple=settings.multiple,
-    )
-    return lambda of, check: shrinking.shrink(of, gone, image_shape, check=check)
-
-
-def _without_blocks(classifier, mask, image_shape, pruner, evidence, settings):
-    lowest = shrinking.lowest_blocks(classifier, image_shape, settings.blocks, pruner, evidence)
-    return lambda of, check: shrinking.remove_blocks(of, lowest, image_shape)
-
-
-def _without_masked(classifier, mask, image_shape, pruner, evidence, settings):
-    multiple = settings.multiple
-    return lambda of, check: shrinking.shrink(
-        of, mask, image_shape, multiple=multiple, carry=True, check=check
-    )
-
-
-# What a round removes, as a function of a classifier and of whether to compare both networks.
-REMOVE = {"channels": _without_channels, "blocks": _without_blocks, "masked": _without_masked}
-
-
-def _cost(classifier: Classifier, image_shape, settings, report) -> float:
-    if settings.target == "flops":
-        return sum(layer.flops for layer in work.count(classifier, image_shape))
-    if settings.target == "parameters":
-        return trees.size(classifier.params)
-    return costs(classifier, image_shape, settings.batch_size, report)["latency"]
-
-
-def _row(number: int, classifier: Classifier, held_out: data.Dataset, batch_size: int, report):
+def _row(held_out: data.Dataset, batch_size: int, report, number: int, classifier: Classifier):
     images = held_out.images.astype(np.float32) / 255
     predictions = predict(classifier, images, progress=functools.partial(report, "validate"))
     return {
@@ -274,7 +235,8 @@ def costs(
 
 def _rows(workdir: pathlib.Path) -> list[dict[str, Any]]:
     path = workdir / "rounds.json"
-    return json.loads(path.read_text()) if path.exists() else []
+    remedy = "Remove it, and the rounds are made again."
+    return run_directory.read_json(path, remedy) if path.exists() else []
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:

@@ -128,10 +128,7 @@ def _validation(
     config, dataset: data.Dataset, progress: Callable[[int, int], None]
 ) -> Callable[[Classifier], dict[str, float]]:
     """Clean and robust accuracy on held-out images, never those of the test split."""
-    settings = config.validation
-    attack = attacks.create("pgd", norm=settings.norm, steps=settings.steps)
-    dataset = dataset.take(min(settings.examples, len(dataset)))
-    images = dataset.images.astype(np.float32) / 255
+    attack, images, labels = from_config.validation(config, dataset)
 
     def validate(classifier: Classifier) -> dict[str, float]:
         progress(0, len(images))  # while it is compiled
@@ -139,8 +136,8 @@ def _validation(
             attack,
             classifier,
             images,
-            dataset.labels,
-            eps=settings.eps,
+            labels,
+            eps=config.validation.eps,
             key=jax.random.key(0),
             progress=progress,
         )

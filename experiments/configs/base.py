@@ -101,20 +101,22 @@ def shrinking(**changed) -> config_dict.ConfigDict:
     config.remove = "channels"
     config.share = 0.1
     config.blocks = 1
+    # Whether to score the other blocks anew after each, instead of all once a round.
+    config.rescore = False
     # What is left of each layer's channels is rounded up to a multiple of this, or left whole.
     config.multiple = 1
     config.criterion = "magnitude"
     config.aggregate = config_dict.placeholder(str)
     config.allocation = _name_or_table("global")
-    # Keep a channel of each group that belongs together.
-    config.guard = True
     # Training examples that criteria may look at.
     config.examples = 256
     config.include = ("*",)
     config.exclude = ()
-    # Rounds end at this share of the first network's "flops", "parameters" or "latency".
+    # Rounds end at this share of the first network's "flops" an image, "parameters" or "latency"
+    # in seconds a batch; or, unless it is None, at this budget of them.
     config.target = "flops"
     config.at_most = 0.5
+    config.budget = config_dict.placeholder(float)
     # Images at a time where latency is measured.
     config.batch_size = 128
     config.update(changed)

@@ -230,11 +230,13 @@ class GradualMethod(DuringTraining):
 
     Attributes:
       pruning_schedule: "cubic" or "constant_rate".
+      initial_sparsity: what "cubic" begins with, in [0, sparsity].
       pruning_begin: epochs before the mask changes first.
       mask_frequency: steps between two changes of the mask.
     """
 
     pruning_schedule: str = "cubic"
+    initial_sparsity: float = 0.0
     pruning_begin: int = 0
     mask_frequency: int = 100
 
@@ -255,9 +257,17 @@ class GradualMethod(DuringTraining):
 
     def sparsities(self, steps_per_epoch: int) -> pruning.schedules.Schedule:
         """When the mask changes, and to which sparsity."""
+        initial = {"cubic": {"initial": self.initial_sparsity}, "constant_rate": {}}
+        options = names.lookup("pruning_schedule", self.pruning_schedule, initial)
+        if self.initial_sparsity and not options:
+            raise ValueError(
+                f"initial_sparsity is {self.initial_sparsity}; only pruning_schedule 'cubic' "
+                f"begins with one, and it is {self.pruning_schedule!r}."
+            )
         return pruning.schedule(
             self.pruning_schedule,
             sparsity=self.sparsity,
+            **options,
             begin=self.pruning_begin * steps_per_epoch,
             end=self.pruning_epochs * steps_per_epoch,
             frequency=self.mask_frequency,

@@ -48,7 +48,7 @@ def export(
     Args:
       classifier: the network.
       image_shape: of one image, `(H, W, C)`.
-      path_prefix: of the files; its folder must exist.
+      path_prefix: of the files; its folder is made where it does not exist.
       batch: a name for any number of images, or a number of images for a network that does not
         run on an unknown one: one whose module says `len(x)` where `x.shape[0]` would do, say, or
         asks whether there are more than four. What was made smaller is no different.
@@ -66,6 +66,7 @@ def export(
     program = _traced(classifier, tuple(image_shape), batch, platforms)
     files = Exported(*(_beside(path_prefix, end) for end in ("stablehlo", "safetensors")))
     weights, serialized = _weights(classifier), program.serialize()
+    files.program.parent.mkdir(parents=True, exist_ok=True)
     files.program.write_bytes(serialized)
     save_file(weights, files.weights)
     return files

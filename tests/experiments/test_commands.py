@@ -222,6 +222,14 @@ def test_a_run_without_a_config_is_named_in_a_sentence(command, tmp_path):
     assert end == f"FileNotFoundError: workdir {tmp_path} holds no run: config.json is missing."
 
 
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+@pytest.mark.parametrize("module", ["experiments.costs", "experiments.report"])
+def test_folders_of_one_name_are_all_looked_at(command, tmp_path, module):
+    first, second = tmp_path / "seed0" / "blind", tmp_path / "seed1" / "blind"
+    _, end, _ = command(module, f"--workdirs={first},{second}", f"--output={tmp_path / 'out'}")
+    assert end == f"FileNotFoundError: workdir {first} holds no run: config.json is missing."
+
+
 @pytest.mark.parametrize(
     ("key", "value", "sentence"),
     [
@@ -231,6 +239,7 @@ def test_a_run_without_a_config_is_named_in_a_sentence(command, tmp_path):
         ("method.criterion", "magnitud", "Did you mean 'magnitude'?"),
         ("method.eps", -0.1, r"eps is -0.1; it must lie in \[0, inf\)"),
         ("method.optimizer", "adm", "Did you mean 'adam'?"),
+        ("method.pruning_schedule", "one_shot", "pruning_schedule 'one_shot'. Valid: constant_r"),
         ("method.include", ("Covn*",), r"Pattern 'Covn\*' matches none of the weights"),
         ("seed", -1, "seed is -1; it must be at least 0."),
         ("batch_size", 5000, r"batch_size is 5000; it must lie in \[1, 1197\]"),

@@ -38,19 +38,20 @@ def runs(tmp_path_factory):
 
 
 def test_table_and_numbers_are_those_of_the_networks(runs, tmp_path):
-    calls = []
+    calls, runs = [], {"seed1/small" if name == "small" else name: runs[name] for name in runs}
     table = costs.write_costs(runs, tmp_path, batch_size=2, report=lambda *call: calls.append(call))
     rows = list(zip(*(column.cells for column in table.columns), strict=True))
     # 64 x 1000 and 1000 x 10 weights, and with 300 units; biases begin at zero.
     assert rows[0][:7] == ("whole", "1.0000", "1.0000", "75,010", "74,000", "0.15", "0.15")
     assert rows[1][:7] == ("pruned", "0.2500", "0.3514", "75,010", "26,000", "0.15", "0.05")
-    assert rows[2][:7] == ("small", "1.0000", "1.0000", "22,510", "22,200", "0.04", "0.04")
+    assert rows[2][:7] == ("seed1/small", "1.0000", "1.0000", "22,510", "22,200", "0.04", "0.04")
     assert "a batch of 2" in table.caption
 
     found = json.loads((tmp_path / "costs.json").read_text())
     assert found["pruned"]["flops"] == found["whole"]["flops"] == 2 * 74_000
     assert found["pruned"]["effective_flops"] == 2 * 26_000
-    assert found["small"]["flops"] == found["small"]["effective_flops"] == 2 * 22_200
+    small = found["seed1/small"]
+    assert small["flops"] == small["effective_flops"] == 2 * 22_200
     assert found["pruned"]["layers"][0] == {
         "path": "Dense_0/kernel",
         "weights": 64_000,
@@ -58,7 +59,8 @@ def test_table_and_numbers_are_those_of_the_networks(runs, tmp_path):
         "flops": 128_000,
         "effective_flops": 32_000,
     }
-    assert {path.name for path in tmp_path.iterdir()} == {
+    written = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert written == {
         "costs.json",
         *(f"{name}_layers.{suffix}" for name in runs for suffix in ("png", "pdf")),
     }

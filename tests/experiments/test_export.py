@@ -37,9 +37,17 @@ def test_program_and_weights_are_the_pruned_networks(tmp_path):
         logits = hidden @ weights["params/Dense_1/kernel"] + weights["params/Dense_1/bias"]
         np.testing.assert_allclose(program.call(images), logits, rtol=1e-4, atol=1e-5)
 
-    files = export.export(tmp_path / "run", tmp_path / "two", batch=2)
+    assert program.platforms == ("cpu", "cuda", "tpu")
+
+    files = export.export(tmp_path / "run", tmp_path / "two", batch=2, platforms=["cpu"])
     program = jax.export.deserialize(bytearray(files.program.read_bytes()))
     assert program.in_avals[0].shape == (2, 8, 8, 1)
+    assert program.platforms == ("cpu",)
+
+    for wrong in ({"batch": 0}, {"platforms": ["gpu"]}):
+        with pytest.raises(ValueError, match=r"batch is 0|Unknown platform 'gpu'"):
+            export.export(tmp_path / "run", tmp_path / "not_made" / "network", **wrong)
+    assert not (tmp_path / "not_made").exists()
 
 
 def test_a_smaller_network_is_written_as_small_as_it_is(tmp_path):

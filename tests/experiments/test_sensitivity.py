@@ -10,7 +10,7 @@ import pytest
 
 from experiments import from_config, run_directory, sensitivity, train
 from experiments.configs import digits_dense, digits_hydra, digits_one_shot
-from prunejax import data, evaluation, masks, training, trees
+from prunejax import data, evaluation, masks, methods, training, trees
 from prunejax.classifier import Classifier
 from prunejax.training import checkpoints
 
@@ -117,13 +117,27 @@ def test_layers_lose_what_the_method_s_criterion_ranks_lowest(
             np.testing.assert_array_equal(found[other], dense[other])
 
 
+def test_criteria_of_data_see_all_examples_where_more_are_asked_for():
+    config, digits = config_of(), data.load("digits", "train").take(5)
+    network = from_config.build_network(config, digits)
+    classifier = Classifier(network.init(jax.random.key(0), digits.image_shape), network)
+    method = methods.create(**config.method)
+    for asked, seen in ((3, 3), (5, 5), (6, 5)):
+        found = from_config.evidence(classifier, method, digits, asked, seed=0)
+        ((images, labels),) = found.batches
+        np.testing.assert_array_equal(np.rint(images * 255), digits.images[:seen])
+        np.testing.assert_array_equal(labels, digits.labels[:seen])
+
+
 @pytest.mark.parametrize(
     ("init_from", "granularity", "sparsity", "densities", "message"),
     [
         ("", "weight", 0.5, (0.1,), r"init_from is empty, and method\.allocation"),
         ("a run", "2:4", 0.5, (0.25,), r"'2:4' gives all layers one density"),
         ("a run", "weight", 0.95, (0.1, 0.3), r"at most the density 0\.05 that method\.sparsity"),
-        ("a run", "weight", 0.5, (0.0, 0.3), r"the lowest must be above 0"),
+        ("a run", "weight", 0.5, (0.0, 0.3), r"is \(0\.0, 0\.3\); some in \(0, 1\] are"),
+        ("a run", "weight", 0.5, (0.1, 1.5), r"is \(0\.1, 1\.5\); some in \(0, 1\] are"),
+        ("a run", "weight", 0.5, (0.1, float("nan")), r"is \(0\.1, nan\); some in \(0, 1\] are"),
         ("a run", "weight", 0.5, (), r"sensitivity\.densities is \(\)"),
     ],
 )

@@ -38,6 +38,19 @@ def test_unknown_names_name_the_nearest(name, options, message):
         *((name, {"pruning_epochs": 30}, "pruning_epochs is 30") for name in GRADUAL),
         *((name, {"pruning_epochs": -1}, "pruning_epochs is -1") for name in GRADUAL),
         *((name, {"mask_frequency": 0}, "frequency is 0") for name in GRADUAL),
+        *(
+            (name, {"initial_sparsity": 0.95}, r"initial is 0\.95; .* most 0\.9")
+            for name in GRADUAL
+        ),
+        *(
+            ("blind", {"pruning_schedule": name}, rf"{name}'.* Valid: constant_rate, cubic\.")
+            for name in ("one_shot", "iterative", "alternating", "cubics")
+        ),
+        (
+            "blind",
+            {"initial_sparsity": 0.5, "pruning_schedule": "constant_rate"},
+            r"initial_sparsity is 0\.5; only .* 'cubic' begins with one, and it is 'constant_rate'",
+        ),
         ("iterative", {"rounds": 0}, "rounds is 0"),
         ("one_shot", {"rounds": 1.5}, "rounds is 1.5; an integer of at least 1"),
         ("lottery", {"rates": [4, 2]}, r"rates is \[4, 2\]"),

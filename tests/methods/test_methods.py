@@ -125,6 +125,20 @@ def test_gradual_methods_follow_their_schedule_and_end_on_the_target(name, sched
     assert [row["density"] for row in rows] == pytest.approx(densities, abs=1e-12)
 
 
+@pytest.mark.parametrize("initial", [0.0, 0.5])
+def test_a_gradual_method_begins_with_the_sparsity_that_it_is_given(initial):
+    method = methods.create(
+        "gradual_natural", sparsity=0.75, initial_sparsity=initial, pruning_epochs=2,
+        mask_frequency=3, pruning_begin=1,
+    )  # fmt: skip
+    changes = method.sparsities(steps_per_epoch=8)
+    shares = {8: 0, 11: 3 / 8, 14: 6 / 8, 16: 1}
+    assert [step for step, _ in changes] == list(shares)
+    assert [s for _, s in changes] == pytest.approx(
+        [0.75 - (0.75 - initial) * (1 - share) ** 3 for share in shares.values()], abs=1e-12
+    )
+
+
 def test_one_shot_keeps_the_largest_weights_of_the_dense_network():
     method = methods.create("one_shot", epochs=2, sparsity=0.75, learning_rate=0.02, **CHEAP)
     trained, rows = run(method)
