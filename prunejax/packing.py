@@ -18,6 +18,8 @@ Mask = Any
 
 # Entries of a leaf that the mask covers; the others are stored under their path, as they are.
 _PARTS = (":kept", ":mask", ":shape", ":mask_shape")
+# In a file's metadata, beside the types of tensors by their names.
+CHECKSUM = ":checksum"
 
 
 def pack(params: Params, mask: Mask) -> dict[str, np.ndarray]:
@@ -87,7 +89,7 @@ def serialized(params: Params, mask: Mask) -> bytes:
     """`pack(params, mask)` as what a safetensors file holds.
 
     Types that NumPy does not know itself, such as bfloat16, are stored as integers of their bits;
-    the metadata names them. Args and errors as in `pack`.
+    the metadata names them, and has a checksum of everything. Args and errors as in `pack`.
     """
     from safetensors.numpy import save
 
@@ -97,7 +99,7 @@ def serialized(params: Params, mask: Mask) -> bytes:
             types[name] = value.dtype.name
             value = value.view(f"u{value.dtype.itemsize}")
         tensors[name] = np.ascontiguousarray(value).reshape(value.shape)
-    return save(tensors, metadata=types)
+    return save(tensors, metadata=types | {CHECKSUM: _checksum(tensors, types)})
 
 
 def load(path: str | os.PathLike, template: Params | None = None) -> tuple[Params, Mask]:
@@ -122,11 +124,21 @@ def load(path: str | os.PathLike, template: Params | None = None) -> tuple[Param
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or no safetensors file ({error}).") from error
     try:
+        if types.pop(CHECKSUM, None) != _checksum(packed, types):
+            raise ValueError("its checksum is that of other numbers.")
         for name, dtype in types.items():
             packed[name] = packed[name].view(jnp.dtype(dtype))
         return unpack(packed, template)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} does not hold what it should: {error}") from error
+
+
+def _checksum(tensors: Mapping[str, np.ndarray], types: Mapping[str, str]) -> str:
+    found = zlib.crc32(repr(sorted(types.items())).encode())
+    for name, value in sorted(tensors.items()):
+        found = zlib.crc32(f"{name} {value.dtype} {value.shape}".encode(), found)
+        found = zlib.crc32(value.tobytes(), found)
+    return str(found)
 
 
 def _path(name: str) -> str:

@@ -162,6 +162,25 @@ def test_a_file_cut_short_anywhere_is_refused(tmp_path):
             packing.load(path)
 
 
+def test_no_damage_to_a_byte_gives_other_numbers_in_silence(tmp_path):
+    path = tmp_path / "network.safetensors"
+    params = {"w": np.arange(8.0, dtype=jnp.bfloat16).reshape(4, 2), "b": np.arange(2.0)}
+    mask = {"w": jnp.array([[True], [False], [True], [True]]), "b": jnp.array(True)}
+    whole, refused = packing.serialized(params, mask), 0
+    for position in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1
+        path.write_bytes(damaged)
+        try:
+            found, found_mask = packing.load(path)
+        except ValueError:
+            refused += 1
+        else:
+            assert_same(found, masked(params, mask))
+            assert_same(found_mask, mask)
+    assert refused > 0.9 * len(whole)
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="nothing_here"):
         packing.load(tmp_path / "nothing_here")
