@@ -32,6 +32,11 @@ def apply(params: Params, mask: Mask) -> Params:
     The mask of a trained network on its own weights of an earlier step is a lottery ticket (Frankle
     & Carbin 2019): start the optimiser afresh, and train on with `pruning.masked`.
 
+    Args:
+      params: pytree of parameters.
+      mask: of their structure; boolean leaves that are scalars, or of the parameter's rank with
+        axes of size 1 or the parameter's.
+
     Raises:
       ValueError: a mask of another structure, or a leaf that is not boolean or does not broadcast.
     """
@@ -40,7 +45,7 @@ def apply(params: Params, mask: Mask) -> Params:
 
 
 def intersect(first: Mask, second: Mask) -> Mask:
-    """Keeps what both masks keep; leaves broadcast against each other.
+    """The mask that keeps what both masks keep; leaves broadcast against each other.
 
     Raises:
       ValueError: masks of different structures, or leaves that do not broadcast.

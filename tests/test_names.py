@@ -37,8 +37,22 @@ def ramp(start, *, end, step=1):
 
 
 def test_what_is_built_has_its_options_lists_as_tuples():
-    built = names.build("ramp", "ramp", {"ramp": ramp}, {"start": [1, 2], "end": 3})
-    assert built == ((1, 2), 3, 1)
+    built = names.build("ramp", "ramp", {"ramp": ramp}, {"start": [1, [2]], "end": 3})
+    assert built == ((1, (2,)), 3, 1)
+
+
+def test_what_the_caller_decides_or_hides_is_no_option():
+    decided = {"hidden": ["step"], "start": 0}
+    assert names.build("ramp", "ramp", {"ramp": ramp}, {"end": 3}, **decided) == (0, 3, 1)
+    for option in ("start", "step"):
+        with pytest.raises(ValueError, match=rf"option of ramp 'ramp' '{option}'\. Valid: end\."):
+            names.build("ramp", "ramp", {"ramp": ramp}, {option: 1}, **decided)
+
+
+def test_one_of_a_few_words_is_required_as_a_key_is():
+    names.require("mode", "fan_in", ("fan_in", "fan_out"))
+    with pytest.raises(ValueError, match=r"^Unknown mode 'fan'\. .*Valid: fan_in, fan_out\.$"):
+        names.require("mode", "fan", ("fan_in", "fan_out"))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Batches as a function of (seed, epoch), with each process holding only its own part."""
 
+from collections.abc import Sequence
+
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -7,8 +9,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from prunejax.data import Dataset
 
 
-def data_mesh(devices=None) -> Mesh:
-    """All devices of all processes along one axis, "data"."""
+def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """These devices, or all of all processes, along one axis, "data"."""
     return Mesh(np.array(jax.devices() if devices is None else devices), ("data",))
 
 

@@ -154,7 +154,7 @@ def train(
                     last = min(first + stride, len(part))
                     state, rows = run_steps(state, examples, first, last, shown)
                     outcomes.append(_slice(rows, first, last))
-                    _finite(outcomes[-1][0], made)
+                    _require_finite_losses(outcomes[-1][0], made)
                     made += last - first
                     progress(made, total)
             loss, metrics = jax.tree.map(_mean, *outcomes)
@@ -325,14 +325,13 @@ def _slice(tree: Any, first: int, last: int) -> Any:
     return jax.tree.map(lambda leaf: np.asarray(leaf)[first:last], tree)
 
 
-def _finite(losses: np.ndarray, first_step: int) -> np.ndarray:
+def _require_finite_losses(losses: np.ndarray, first_step: int) -> None:
     if not np.isfinite(losses).all():
         bad = int(np.flatnonzero(~np.isfinite(losses))[0])
         raise DivergedError(
             f"loss is {losses[bad]} at step {first_step + bad}; the last checkpoint is kept. "
             "Lower the learning rate, or look at the data."
         )
-    return losses
 
 
 def _require_finite(variables: Variables, trainable: Any, last_step: int) -> None:
