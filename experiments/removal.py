@@ -76,6 +76,7 @@ def _channels(now, settings, image_shape, evidence_of):
         classifier.variables,
         settings.share,
         pruner(settings),
+        current=now.mask,
         evidence=evidence_of(classifier),
         multiple=settings.multiple,
     )

@@ -4,7 +4,6 @@ A mask has the parameters' structure. A leaf that is never pruned is a scalar `T
 of a convolution is `(1, 1, 1, out)`; an unstructured one has the weight's full shape.
 """
 
-import math
 from typing import Any
 
 import jax
@@ -20,6 +19,11 @@ Mask = Any
 def dense(params: Params) -> Mask:
     """The mask that keeps everything: a scalar `True` for each leaf."""
     return jax.tree.map(lambda _: jnp.array(True), params)
+
+
+def of_variables(variables: Any, mask: Mask) -> Mask:
+    """The mask of all variables that has `mask` for the "params" and keeps the others."""
+    return {**dense(variables), "params": mask}
 
 
 def apply(params: Params, mask: Mask) -> Params:
@@ -132,38 +136,3 @@ def validate(params: Params, mask: Mask) -> None:
             raise ValueError(
                 f"mask at {path!r} has shape {mask_shape}, which does not broadcast to {shape}."
             )
-
-
-def pack(mask: Mask) -> dict[str, np.ndarray]:
-    """The mask at one bit a unit, for disk: by path its bits, and under "path:shape" its shape.
-
-    A scalar has no entry for its shape, for Orbax takes no empty arrays.
-    """
-    packed = {}
-    for path, leaf in trees.flatten(mask).items():
-        packed[path] = np.packbits(np.asarray(leaf).ravel())
-        if np.ndim(leaf):
-            packed[f"{path}:shape"] = np.array(np.shape(leaf), np.int64)
-    return packed
-
-
-def unpack(packed: dict[str, np.ndarray], params: Params) -> Mask:
-    """The mask that `pack` stored, in the structure of `params`.
-
-    Raises:
-      ValueError: a leaf of `params` has no entry, or one that does not fit it.
-    """
-    missing = [path for path in trees.flatten(params) if path not in packed]
-    if missing:
-        raise ValueError(f"packed mask has no entry for {missing}.")
-
-    def leaf(path):
-        shape = tuple(packed.get(f"{path}:shape", ()))
-        if packed[path].size != -(-math.prod(shape) // 8):  # numpy would fill up with zeros
-            raise ValueError(f"packed mask at {path!r} has too few or too many bits for {shape}.")
-        bits = np.unpackbits(packed[path], count=math.prod(shape))
-        return jnp.asarray(bits.astype(bool).reshape(shape))
-
-    mask = trees.map_with_path(lambda path, _: leaf(path), params)
-    validate(params, mask)
-    return mask

@@ -1,7 +1,5 @@
 """The laws of masks, on random trees, against numpy."""
 
-import math
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -87,21 +85,6 @@ def test_intersection_keeps_what_both_keep(case):
         full(params, first), full(params, second), full(params, both), strict=True
     ):
         np.testing.assert_array_equal(out, one & other)
-
-
-@settings(max_examples=50, deadline=None)
-@given(params_with_masks())
-def test_packing_loses_nothing_and_takes_a_bit_a_unit(case):
-    params, mask = case
-    packed = masks.pack(mask)
-    restored = masks.unpack(packed, params)
-    assert jax.tree.structure(restored) == jax.tree.structure(params)
-    for before, after in zip(jax.tree.leaves(mask), jax.tree.leaves(restored), strict=True):
-        assert after.shape == before.shape
-        assert after.dtype == bool
-        np.testing.assert_array_equal(after, before)
-    for path, leaf in trees.flatten(mask).items():
-        assert packed[path].nbytes == math.ceil(leaf.size / 8)
 
 
 PARAMS = {"a": jnp.ones((2, 3)), "b": {"c": jnp.ones(4)}}
@@ -206,24 +189,3 @@ def test_validate_names_missing_and_surplus_leaves():
 @pytest.mark.parametrize("mask", [True, np.True_, np.ones((1, 1, 1, 3), bool)])
 def test_validate_accepts_plain_python_and_numpy_booleans(mask):
     masks.validate(VALID, {"conv": {"kernel": mask, "bias": True}})
-
-
-def test_unpack_names_what_is_missing():
-    packed = masks.pack(masks.dense(VALID))
-    del packed["conv/bias"]
-    with pytest.raises(ValueError, match=r"no entry for \['conv/bias'\]"):
-        masks.unpack(packed, VALID)
-
-
-def test_unpack_names_what_does_not_fit():
-    packed = masks.pack({"conv": {"kernel": jnp.ones((2, 2, 1, 3), bool), "bias": True}})
-    other = {"conv": {"kernel": jnp.ones((2, 2, 1, 4)), "bias": jnp.ones(4)}}
-    with pytest.raises(ValueError, match="'conv/kernel' has shape"):
-        masks.unpack(packed, other)
-
-
-def test_unpack_refuses_bits_that_are_too_few():
-    packed = masks.pack({"conv": {"kernel": jnp.ones((2, 2, 1, 3), bool), "bias": True}})
-    packed["conv/kernel"] = packed["conv/kernel"][:1]
-    with pytest.raises(ValueError, match="conv/kernel"):
-        masks.unpack(packed, VALID)

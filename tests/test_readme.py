@@ -1,5 +1,7 @@
 """The README's Python examples do what it says."""
 
+import contextlib
+import io
 import pathlib
 import re
 
@@ -47,11 +49,12 @@ def names():
         "variables": Convolutional().init(jax.random.key(0), jnp.zeros((1, *image_shape))),
         "image_shape": image_shape,
     }
-    names = {}
+    names, printed = {}, io.StringIO()
     for example in re.findall(r"```python\n(.*?)```", README, re.S):
         names |= shrunk if "shrinking" in example else attacked
-        exec(example, names)
-    return names
+        with contextlib.redirect_stdout(printed):
+            exec(example, names)
+    return names | {"printed": printed.getvalue()}
 
 
 def test_attack_example(names):
@@ -66,7 +69,11 @@ def test_the_table_of_attacks_is_that_of_the_registry():
 
 def test_shrinking_example(names):
     assert names["small"].params["Conv_0"]["kernel"].shape == (3, 3, 1, 4)
-    assert names["cost"].flops == 2 * 36 * (9 * 4 + 4 * 2)  # the last one printed
+    for name, width in (("whole", 8), ("small", 4)):
+        parameters = (9 + 1) * width + 36 * width * 2 + 2
+        flops = 2 * 36 * (9 * width + width * 2)
+        line = f"{name}: {parameters:,} parameters, {flops:,} FLOPs, [0-9.e-]+ s"
+        assert re.search(line, names["printed"])
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,9 @@ traced = shrinking.of(classifier.apply_fn, classifier.variables, (32, 32, 3))
 mask = shrinking.channel_mask(traced, classifier.variables, sparsity=0.5)
 small = shrinking.shrink(classifier, mask, (32, 32, 3))
 
+Channels are chosen by a mask. Residual blocks are not: `lowest_blocks` names some, which
+`remove_blocks` leaves out; no granularity, allocation or schedule of `pruning` knows them.
+
 Which layers keep all their channels, and why, is told by `shrinking.kept_whole(traced)`: the last
 one, whose channels are the network's outputs, those in front of a normalisation over channels, and
 all behind or in front of something that has no rule (`rules`).
@@ -11,21 +14,18 @@ all behind or in front of something that has no rule (`rules`).
 
 from prunejax.shrinking.block_pruning import block_scores, lowest_blocks
 from prunejax.shrinking.channel_pruning import channel_mask, channel_scores
+from prunejax.shrinking.gone import kept_channels
+from prunejax.shrinking.grouping import Group, groups, kept_whole
 from prunejax.shrinking.iterate import Round, iterate
 from prunejax.shrinking.residual import Block, blocks
-from prunejax.shrinking.shrink import (
-    carried,
-    groups,
-    kept_channels,
-    kept_whole,
-    remove_blocks,
-    shrink,
-)
 from prunejax.shrinking.shrunk import Shrunk, describe, from_description, whole
+from prunejax.shrinking.smaller import carried, shrink
 from prunejax.shrinking.structure import Structure, of
+from prunejax.shrinking.without_blocks import remove_blocks
 
 __all__ = [
     "Block",
+    "Group",
     "Round",
     "Shrunk",
     "Structure",

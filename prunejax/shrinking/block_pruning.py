@@ -1,9 +1,6 @@
 """Choosing residual blocks to leave out: those that matter least as a whole."""
 
-import dataclasses
-import functools
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -11,19 +8,13 @@ import numpy as np
 
 from prunejax import checks, trees
 from prunejax.classifier import Classifier
-from prunejax.pruning.activations import ablation, maps
-from prunejax.pruning.criteria.maps import CKA, EXPECTED_ABS, HRANK, KL, PLS_VIP
-from prunejax.pruning.evidence import Criterion, Evidence, widened
+from prunejax.pruning.evidence import Evidence
 from prunejax.pruning.pruner import Pruner
-from prunejax.shrinking import executor, residual, structure
-from prunejax.shrinking.channel_pruning import aggregate_of, criterion_of, unit_scores
+from prunejax.shrinking import residual, structure
+from prunejax.shrinking.block_statistics import OF_DATA
+from prunejax.shrinking.channel_pruning import takes_first, unit_scores
 from prunejax.shrinking.residual import Block
-from prunejax.shrinking.shrink import remove_blocks
-from prunejax.shrinking.shrunk import shape_of
-from prunejax.shrinking.structure import Structure
-
-# Where `_OneLeftOut` finds, among the variables, the number of the block; -1 stands for none.
-NUMBER = "left_out"
+from prunejax.shrinking.without_blocks import remove_blocks
 
 
 def block_scores(
@@ -151,15 +142,15 @@ def _checked(classifier, image_shape, pruner, evidence, batch_size) -> Evidence:
     )
     pruner.check(evidence)
     checks.integer("batch_size", batch_size, least=1)
-    if criterion_of(pruner) in OF_DATA:
+    criterion = pruner.scorer
+    if criterion in OF_DATA:
         images, labels = _data(evidence)
         if images.shape[1:] != tuple(image_shape):
             raise ValueError(
                 f"evidence.batches holds images of shape {images.shape[1:]}; image_shape is "
                 f"{tuple(image_shape)}."
             )
-        criterion = criterion_of(pruner)
-        fewest = 2 if criterion in (CKA, PLS_VIP) else 1
+        fewest = OF_DATA[criterion].fewest
         if len(images) < fewest:
             raise ValueError(
                 f"evidence.batches holds {len(images)} images; criterion {criterion.name!r} needs "
@@ -218,170 +209,20 @@ def _scores(
     batch_size: int,
 ) -> dict[str, float]:
     """Of the blocks with these names."""
-    criterion = criterion_of(pruner)
+    criterion = pruner.scorer
     if criterion in OF_DATA:
         images, labels = _data(evidence)
-        found = OF_DATA[criterion](classifier, tuple(names), images, labels, batch_size)
+        of_blocks = OF_DATA[criterion].of_blocks
+        found = of_blocks(classifier, tuple(names), images, labels, batch_size)
         return dict(zip(names, map(float, found), strict=True))
     traced = structure.of(classifier.apply_fn, classifier.variables, image_shape)
     last = {block.name: block.last for block in residual.chosen(traced, names)}
     axes = [(path, -1) for path in last.values()]
     units = unit_scores(classifier.params, pruner, axes, evidence)
-    of_block = np.mean if aggregate_of(pruner) != "first" else lambda units: units.flat[0]
+    of_block = (lambda units: units.flat[0]) if takes_first(pruner) else np.mean
     return {name: float(of_block(units[last[name], -1])) for name in names}
 
 
 def _data(evidence: Evidence) -> tuple[jax.Array, jax.Array]:
     images, labels = zip(*evidence.batches, strict=True)
     return jnp.concatenate(images), jnp.concatenate(labels)
-
-
-# -- what the blocks add: (classifier, names, images, labels, batch size) -> [blocks]
-
-
-def _expected_abs(classifier, names, images, labels, batch_size):
-    del labels
-    found = _per_image(classifier, names, maps.mean_abs, images, batch_size)
-    return [x.mean() for x in found]
-
-
-def _hrank(classifier, names, images, labels, batch_size):
-    del labels
-    found = _per_image(classifier, names, _share_of_rank, images, batch_size)
-    return [x.mean() for x in found]
-
-
-def _pls_vip(classifier, names, images, labels, batch_size):
-    pooled = _per_image(classifier, names, maps.maximum, images, batch_size)
-    importance = maps.vip(np.concatenate(pooled, axis=1), np.asarray(labels))
-    ends = np.cumsum([x.shape[1] for x in pooled])[:-1]
-    return [part.mean() for part in np.split(importance, ends)]
-
-
-def _per_image(classifier, names, statistic, images, batch_size) -> list[np.ndarray]:
-    """For each block `[N, channels]`: a statistic of f(x)."""
-    own = (classifier.apply_fn, names, statistic, batch_size)
-    return [np.asarray(x) for x in _statistics(*own, classifier.variables, images)]
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _statistics(network, names, statistic, batch_size, variables, images):
-    def of_batch(images):
-        traced = structure.trace(network, variables, shape_of(images))
-        branches = [block.branch for block in residual.chosen(traced, names)]
-        program = traced.program._replace(outputs=branches)
-        values = _run(traced._replace(program=program), variables, images)
-        axes = [_channel_axis(traced, branch) for branch in branches]
-        return [
-            statistic(widened(jnp.moveaxis(value, axis, -1)))
-            for value, axis in zip(values, axes, strict=True)
-        ]
-
-    return maps.in_batches(of_batch, images, batch_size)
-
-
-def _channel_axis(traced: Structure, variable: Any) -> int:
-    """The axis whose positions a layer makes; the last one where none is known."""
-    labels = traced.channels.labels[variable]
-    made = [
-        i for i, own in enumerate(labels) if own is not None and traced.channels.made[own].any()
-    ]
-    return made[-1] if made else len(labels) - 1
-
-
-def _share_of_rank(values: jax.Array) -> jax.Array:
-    return maps.rank(values) / max(values.shape[1:-1], default=1)
-
-
-# -- the network without a block: (classifier, names, images, labels, batch size) -> [blocks]
-
-
-def _kl(classifier, names, images, labels, batch_size):
-    del labels
-    network = _OneLeftOut(classifier.apply_fn, names)
-    moved = _moved(
-        network, _log_probabilities, _divergence, batch_size, classifier.variables, images
-    )
-    return moved.mean(axis=0)
-
-
-def _cka(classifier, names, images, labels, batch_size):
-    del labels, batch_size  # it is no mean over images
-    network = _OneLeftOut(classifier.apply_fn, names)
-    return _moved(
-        network,
-        ablation.similarities,
-        ablation.dissimilarity,
-        len(images),
-        classifier.variables,
-        images,
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class _OneLeftOut:
-    """A network without the one of its blocks that `variables[NUMBER]` says.
-
-    A number, so that one program serves all blocks: x + f(x) is computed, and x taken instead.
-    """
-
-    network: Callable[[Any, jax.Array], jax.Array]
-    names: tuple[str, ...]
-
-    def __call__(self, variables: Any, images: jax.Array) -> jax.Array:
-        number = variables[NUMBER]
-        variables = {name: tree for name, tree in variables.items() if name != NUMBER}
-        traced = structure.trace(self.network, variables, shape_of(images))
-        blocks = enumerate(residual.chosen(traced, self.names))
-        switched = {block.output: (block.shortcut, number == i) for i, block in blocks}
-        (logits,) = _run(traced, variables, images, switched)
-        return logits
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _moved(network, look, distance, batch_size, variables, images):
-    """`[..., blocks]`: how far what is seen of the network moves when a block goes.
-
-    Args:
-      network: a `_OneLeftOut`.
-      look: `(network, variables, images) -> array`.
-      distance: `(of the whole network, without the block) -> [...]`.
-    """
-
-    def of_batch(images):
-        def seen(number):
-            return look(network, {**variables, NUMBER: number}, images)
-
-        # The whole network is looked at by the same code, so that what is the same is so exactly.
-        found = jax.lax.map(seen, jnp.arange(-1, len(network.names)))
-        moved = jax.lax.map(functools.partial(distance, found[0]), found[1:])
-        return jnp.moveaxis(moved, 0, -1)
-
-    return maps.in_batches(of_batch, images, batch_size)
-
-
-def _log_probabilities(network, variables, images):
-    return jax.nn.log_softmax(widened(network(variables, images)))
-
-
-def _divergence(p, q):
-    return jnp.sum(jnp.exp(q) * (q - p), axis=-1)
-
-
-def _run(
-    traced: Structure, variables: Any, images: jax.Array, switched: Any = None
-) -> list[jax.Array]:
-    """The outputs of the traced program, with all its channels."""
-    inputs = {traced.variables[path]: x for path, x in trees.flatten(variables).items()}
-    inputs[traced.images] = images
-    everything = np.ones(traced.number, bool)
-    return executor.run(traced.program, traced.channels, everything, inputs, switched=switched)
-
-
-OF_DATA: dict[Criterion, Callable[..., Sequence[Any]]] = {
-    EXPECTED_ABS: _expected_abs,
-    HRANK: _hrank,
-    PLS_VIP: _pls_vip,
-    KL: _kl,
-    CKA: _cka,
-}

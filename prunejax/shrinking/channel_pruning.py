@@ -1,7 +1,8 @@
 """Choosing channels as they can be removed: all that belongs to one together."""
 
 import fnmatch
-from collections.abc import Collection, Sequence
+import glob
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -9,11 +10,11 @@ import numpy as np
 
 from prunejax import checks, masks, trees
 from prunejax.pruning import allocation, granularity, selection
-from prunejax.pruning.criteria import CRITERIA
-from prunejax.pruning.evidence import Criterion, Evidence
+from prunejax.pruning.evidence import Evidence
 from prunejax.pruning.pruner import Pruner
-from prunejax.shrinking import shrink, structure
+from prunejax.shrinking import gone, grouping, structure, widths
 from prunejax.shrinking.coupling import OUTPUTS
+from prunejax.shrinking.grouping import Group
 from prunejax.shrinking.structure import Structure
 
 # The units of a weight with one position on an axis: in a dense layer columns, or rows.
@@ -28,13 +29,16 @@ def channel_mask(
     sparsity: float,
     pruner: Pruner | None = None,
     *,
+    current: Any | None = None,
     evidence: Evidence | None = None,
     multiple: int = 1,
 ) -> Any:
     """A mask of whole channels, coupled ones together, ready for `shrink`.
 
     A channel's score is the mean of its makers' scores: of a filter, or of the filters of all
-    layers whose outputs are added. By the aggregate "first" it is that of the first maker.
+    layers whose outputs are added. By the aggregate "first" it is that of the first maker. What an
+    earlier mask has removed of the makers does not count, and a channel that it leaves nothing of
+    goes before all others.
 
     Args:
       traced: the network's structure.
@@ -42,32 +46,34 @@ def channel_mask(
       sparsity: share of the channels to remove, in [0, 1).
       pruner: its criterion and aggregate score the filters of convolutions and the columns of dense
         layers; a group of channels is left alone where any of its makers is excluded. To its
-        allocation each group is a layer, of as many units as it has channels and of the path and
-        shape of one of its makers: the first that a table's patterns match, or the first of all.
-        Its guard keeps a channel of each group.
+        allocation each group is a layer, of as many units as it has channels and of the shape of
+        the first of its makers; a table's first pattern that matches any of them counts. Its guard
+        keeps a channel of each group.
+      current: an earlier mask of the parameters, any; all is left where None.
       evidence: for criteria that need more than the weights.
       multiple: the widths of the layers are rounded up to a multiple of this, or left whole: the
         best of those that would go stay. (`shrink` keeps zeros, which training does not revive.)
 
     Returns:
-      A mask of the parameters that is carried through everything a channel touches.
+      A mask of the parameters that is carried through everything a channel touches; what else
+      `current` has removed is not in it.
 
     Raises:
       ValueError: a sparsity outside [0, 1) or above that of the allocation's table, a multiple
-        below 1, variables without "params" or of another network than the traced one, a pattern
-        without a match, one of `include` but "*" that matches only weights whose channels must stay
-        (`kept_whole` lists them), a granularity of other units, evidence that the criterion lacks,
-        no channel that could be removed, or a weight whose outputs are on neither of its last two
-        axes.
+        below 1, variables without "params" or of another network than the traced one, a mask
+        `current` that does not fit, a pattern without a match, one of `include` but "*" that
+        matches only weights whose channels must stay (`kept_whole` lists them), a granularity of
+        other units, evidence that the criterion lacks, no channel that could be removed, or a
+        weight whose outputs are on neither of its last two axes.
     """
     pruner = Pruner() if pruner is None else pruner
     checks.number("sparsity", sparsity, within="[0, 1)")
     checks.integer("multiple", multiple, least=1)
     structure.require_params(variables)
     params = variables["params"]
-    score = channel_scores(traced, params, pruner, evidence)
+    score = channel_scores(traced, params, pruner, evidence, current=current)
     allowed = trees.prunable(params, pruner.include, pruner.exclude)
-    groups = [group for group in shrink.groups(traced) if _is_allowed(traced, group, allowed)]
+    groups = [group for group in grouping.groups(traced) if set(group.makers) <= set(allowed)]
     _require_effect(traced, groups, pruner, allowed)
     if not groups:
         if sparsity:
@@ -75,82 +81,83 @@ def channel_mask(
         return masks.dense(params)
     kept = np.ones(traced.number, bool)
     comparable = allocation.create(pruner.allocation).comparable
-    for group in groups:
-        score[group] = comparable(jnp.asarray(score[group], jnp.float32))
-    best_first = [_best_first(group, score) for group in groups]
-    best = [group[0] for group in best_first] if pruner.guard else []
-    for together, number in _removed(traced, groups, params, sparsity, pruner):
+    for own, _ in groups:
+        score[own] = comparable(jnp.asarray(score[own], jnp.float32))
+    best_first = [_best_first(own, score) for own, _ in groups]
+    best = [own[0] for own in best_first] if pruner.guard else []
+    for together, number in _removed(groups, params, sparsity, pruner):
         ranked = np.where(np.isin(together, best), np.inf, score[together])
         keep = selection.keep_all_but_lowest(jnp.asarray(ranked, jnp.float32), number)
         kept[together[~np.asarray(keep)]] = False
-    kept = shrink.rounded_up(traced, best_first, kept, multiple)
+    kept = widths.rounded_up(traced, best_first, kept, multiple)
     return structure.carry(traced, kept, variables)["params"]
 
 
 def _removed(
-    traced: Structure, groups: Sequence[np.ndarray], params: Any, sparsity: float, pruner: Pruner
+    groups: Sequence[Group], params: Any, sparsity: float, pruner: Pruner
 ) -> list[tuple[np.ndarray, int]]:
     """The channels that are ranked together, and how many of them go."""
     shapes = {path: jnp.shape(leaf) for path, leaf in trees.flatten(params).items()}
-    named, layers = {}, {}
+    named: dict[str, Group] = {}
     for group in groups:
-        path = name = _speaker(shrink.makers(traced, group), pruner)
+        name = group.makers[0]
         if name in named:  # one weight, whose two axes make channels of different groups
-            name = f"{path} ({len(named)})"
+            name = f"{name} ({len(named)})"
         named[name] = group
-        layers[name] = allocation.Layer(len(group), shapes[path])
-    told = _told(traced, groups, named, pruner)
-    counts = allocation.create(told).removal(layers, sparsity, guard=pruner.guard)
-    return [(np.concatenate([named[name] for name in own]), number) for own, number in counts]
+    layers = {
+        name: allocation.Layer(len(group.channels), shapes[group.makers[0]])
+        for name, group in named.items()
+    }
+    chosen = allocation.create(_by_name(pruner.allocation, named))
+    counts = chosen.removal(layers, sparsity, guard=pruner.guard)
+    return [
+        (np.concatenate([named[name].channels for name in own]), number) for own, number in counts
+    ]
 
 
-def _told(
-    traced: Structure, groups: Sequence[np.ndarray], named: Collection[str], pruner: Pruner
-) -> str | allocation.Table:
-    """The allocation; of a table what says anything of the groups, as they are named.
-
-    What matches another maker of a group than the one by which it is known has lost to the pattern
-    before it.
-    """
-    if isinstance(pruner.allocation, str):
-        return pruner.allocation
-    every = [path for group in groups for path in shrink.makers(traced, group)]
-    return tuple(
-        (pattern, density)
-        for pattern, density in pruner.allocation
-        if fnmatch.filter(named, pattern) or not fnmatch.filter(every, pattern)
+def _by_name(wanted: str | allocation.Table, named: Mapping[str, Group]) -> str | allocation.Table:
+    """The allocation; of a table the density of each group, and the patterns that match none."""
+    if isinstance(wanted, str):
+        return wanted
+    every = [path for group in named.values() for path in group.makers]
+    unmatched = [entry for entry in wanted if not fnmatch.filter(every, entry[0])]
+    found = (
+        (glob.escape(name), next((d for p, d in wanted if fnmatch.filter(group.makers, p)), 1.0))
+        for name, group in named.items()
     )
-
-
-def _speaker(makers: Sequence[str], pruner: Pruner) -> str:
-    """The one of a group's makers by whose path the allocation knows it."""
-    patterns = () if isinstance(pruner.allocation, str) else dict(pruner.allocation)
-    matching = (path for pattern in patterns for path in fnmatch.filter(makers, pattern))
-    return next(matching, makers[0])
+    return (*unmatched, *found)
 
 
 def channel_scores(
-    traced: Structure, params: Any, pruner: Pruner, evidence: Evidence | None = None
+    traced: Structure,
+    params: Any,
+    pruner: Pruner,
+    evidence: Evidence | None = None,
+    *,
+    current: Any | None = None,
 ) -> np.ndarray:
     """`[channels]`: the score of each channel from its makers'; 0 where none is scored.
 
-    Args and errors as in `channel_mask`.
+    And -inf where the mask `current` leaves nothing of it. Args and errors as in `channel_mask`.
     """
     structure.require_traced(traced, params)
+    current = masks.dense(params) if current is None else current
+    kept = gone.left_by(traced, params, current)
     allowed = trees.prunable(params, pruner.include, pruner.exclude)
     axes = [(path, axis) for path in allowed for axis in _made_axes(traced, path)]
     evidence = (evidence or Evidence()).keyed()
-    scores = unit_scores(params, pruner, axes, evidence._replace(allowed=allowed))
+    evidence = evidence._replace(allowed=allowed, mask=current)
+    scores = unit_scores(masks.apply(params, current), pruner, axes, evidence)
     total, number = np.zeros(traced.number), np.zeros(traced.number)
-    only_first = aggregate_of(pruner) == "first"
+    only_first = takes_first(pruner)
     for (path, axis), own in scores.items():
         channels, own = traced.along(f"params/{path}")[axis], own.ravel()
+        counts = own > -np.inf
         if only_first:
-            unscored = number[channels] == 0
-            channels, own = channels[unscored], own[unscored]
-        np.add.at(total, channels, own)
-        np.add.at(number, channels, 1)
-    return total / np.maximum(number, 1)
+            counts &= number[channels] == 0
+        np.add.at(total, channels[counts], own[counts])
+        np.add.at(number, channels[counts], 1)
+    return np.where(kept, total / np.maximum(number, 1), -np.inf)
 
 
 def _made_axes(traced: Structure, path: str) -> list[int]:
@@ -178,9 +185,11 @@ def unit_scores(
 
     Args and errors as in `channel_mask`, and
       axes: the path of each weight and one of its axes, -1 or -2.
+      evidence: its mask, where there is one, is that of the parameters.
 
     Returns:
-      Scores by path and axis; their shapes broadcast against the weights.
+      Scores by path and axis, -inf where the mask leaves nothing; their shapes broadcast against
+      the weights.
     """
     if pruner.granularity not in GRANULARITIES:
         raise ValueError(
@@ -189,32 +198,26 @@ def unit_scores(
     pruner.check(evidence)
     if not axes:
         return {}
-    criterion = criterion_of(pruner)
     evidence = evidence._replace(paths=tuple(dict.fromkeys(path for path, _ in axes)))
-    of_weights = criterion.score(params, evidence)
-    trees.require_like(f"the scores of criterion {criterion.name!r}", of_weights, params)
-    of_weights, leaves = trees.flatten(of_weights), trees.flatten(params)
-    reduction = granularity.AGGREGATES[aggregate_of(pruner)]
-    everything = jnp.array(True)
+    of_weights, leaves = pruner.weight_scores(params, evidence), trees.flatten(params)
+    left = trees.flatten(masks.dense(params) if evidence.mask is None else evidence.mask)
     return {
         (path, axis): np.asarray(
             UNITS[axis].scores(
-                of_weights[path], everything, jnp.shape(leaves[path]), reduction, criterion.finish
+                of_weights[path],
+                left[path],
+                jnp.shape(leaves[path]),
+                pruner.reduction,
+                pruner.scorer.finish,
             )
         )
         for path, axis in axes
     }
 
 
-def criterion_of(pruner: Pruner) -> Criterion:
-    """The pruner's criterion, also where it is given by name."""
-    named = isinstance(pruner.criterion, str)
-    return CRITERIA[pruner.criterion] if named else pruner.criterion
-
-
-def aggregate_of(pruner: Pruner) -> str:
-    """How scores of weights become a unit's: the pruner's choice, or its criterion's."""
-    return pruner.aggregate or criterion_of(pruner).aggregate
+def takes_first(pruner: Pruner) -> bool:
+    """Whether what is made of several has the score of the first of them, as where it is drawn."""
+    return pruner.reduction is granularity.AGGREGATES["first"]
 
 
 def _best_first(group: np.ndarray, score: np.ndarray) -> np.ndarray:
@@ -223,10 +226,10 @@ def _best_first(group: np.ndarray, score: np.ndarray) -> np.ndarray:
 
 
 def _require_effect(
-    traced: Structure, groups: Sequence[np.ndarray], pruner: Pruner, allowed: Sequence[str]
+    traced: Structure, groups: Sequence[Group], pruner: Pruner, allowed: Sequence[str]
 ) -> None:
     """Raises a ValueError for a pattern of weights of which none can lose channels."""
-    going = {path for group in groups for path in shrink.makers(traced, group)}
+    going = {path for group in groups for path in group.makers}
     for pattern in pruner.include:
         matched = fnmatch.filter(allowed, pattern)
         if pattern != "*" and matched and going.isdisjoint(matched):
@@ -238,9 +241,9 @@ def _require_effect(
 
 def _why_none(traced: Structure, pruner: Pruner, allowed: Sequence[str]) -> str:
     """One reason for which no group of channels may lose any."""
-    for group in shrink.groups(traced):
-        return _why_whole(traced, shrink.makers(traced, group)[0], pruner, allowed)
-    whole = shrink.kept_whole(traced)
+    for group in grouping.groups(traced):
+        return _why_whole(traced, group.makers[0], pruner, allowed)
+    whole = grouping.kept_whole(traced)
     if not whole:
         return "the network has no layer that makes any"
     # Of the last layer it is known.
@@ -250,11 +253,10 @@ def _why_none(traced: Structure, pruner: Pruner, allowed: Sequence[str]) -> str:
 
 def _why_whole(traced: Structure, path: str, pruner: Pruner, allowed: Sequence[str]) -> str:
     """Why a weight keeps all its channels."""
-    whole = shrink.kept_whole(traced)
+    whole = grouping.kept_whole(traced)
     if path in whole:
         return f"those that {path!r} makes must stay, {whole[path]}"
-    for group in shrink.groups(traced):
-        together = shrink.makers(traced, group)
+    for _, together in grouping.groups(traced):
         left_alone = [other for other in together if other not in allowed]
         if path in together and left_alone:
             return (
@@ -262,7 +264,3 @@ def _why_whole(traced: Structure, path: str, pruner: Pruner, allowed: Sequence[s
                 f"(include is {pruner.include}, exclude {pruner.exclude})"
             )
     return f"{path!r} makes none of its own"
-
-
-def _is_allowed(traced: Structure, group: np.ndarray, allowed: Sequence[str]) -> bool:
-    return all(path in allowed for path in shrink.makers(traced, group))

@@ -47,11 +47,6 @@ def run(
     return [None if atom is None else runner.read(atom) for atom in outputs]
 
 
-def kept_positions(channels: Channels, kept: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """`[n]` booleans: which positions of an axis with these labels are left."""
-    return kept[channels.channel[labels]]
-
-
 def _resolved(replaced: Mapping[core.Var, core.Var]) -> dict[core.Var, core.Var]:
     """What each variable is replaced by in the end: after two blocks, the first one's input."""
 
@@ -106,7 +101,8 @@ class _Runner:
         return self.channels.labels[atom]
 
     def left(self, labels: np.ndarray) -> np.ndarray:
-        return kept_positions(self.channels, self.kept, labels)
+        """`[n]` booleans: which positions of an axis with these labels are left."""
+        return self.kept[self.channels.channel[labels]]
 
     def count(self, labels: np.ndarray | None, size: int) -> int:
         return size if labels is None else int(self.left(labels).sum())

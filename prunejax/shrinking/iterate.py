@@ -49,8 +49,9 @@ def iterate(
     Yields:
       Each round when it is done; none where the classifier is cheap enough already.
 
-    Raises:
-      ValueError: a round that removes nothing, or a target that 100 rounds have not reached.
+    Raises (while rounds are made, not by the call):
+      ValueError: a round that removes nothing, or a target that 100 rounds from the first one of
+        this call have not reached.
     """
     now = cost(classifier)
     for number in range(first_round, first_round + MOST_ROUNDS):

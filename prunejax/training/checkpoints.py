@@ -1,4 +1,4 @@
-"""Checkpoints on disk, by Orbax: of a run under way, and of a finished network."""
+"""Checkpoints on disk: of a run under way, by Orbax, and of a finished network, packed."""
 
 import math
 import os
@@ -7,13 +7,14 @@ import shutil
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from jax.experimental import multihost_utils
 
-from prunejax import masks, trees
+from prunejax import masks, packing, trees
 
 # Beside the checkpoints: the number of the newest one, so that its loss is noticed.
 NEWEST = "newest"
+# The one file of a finished network's folder.
+PACKED = "packed.safetensors"
 
 
 class CheckpointError(RuntimeError):
@@ -178,33 +179,23 @@ class Store:
 
 
 def save_network(directory: str | pathlib.Path, variables: Any, mask: Any) -> None:
-    """Writes a finished network: of each leaf the numbers that its mask keeps, and the mask's bits.
+    """Writes a finished network: of each leaf the numbers that its mask keeps, and the mask.
 
     Args:
-      directory: replaced where it exists.
+      directory: replaced where it exists, once all is written.
       variables: `{"params": ..., ...}`.
       mask: of the params.
     """
-    import orbax.checkpoint as ocp
-
-    full = jax.tree.map(lambda p, keep: np.broadcast_to(keep, p.shape), variables["params"], mask)
-    params, keep = trees.flatten(variables["params"]), trees.flatten(full)
-    rest = {name: value for name, value in variables.items() if name != "params"}
-    content = {
-        # Orbax takes no empty arrays: a leaf that lost everything has no entry.
-        "kept": {
-            path: np.asarray(leaf)[keep[path]] for path, leaf in params.items() if keep[path].any()
-        },
-        "mask": masks.pack(mask),
-        "shapes": {
-            path: np.array(np.shape(leaf), np.int64)
-            for path, leaf in trees.flatten(variables).items()
-            if np.ndim(leaf)
-        },
-        "rest": {path: np.asarray(leaf) for path, leaf in trees.flatten(rest).items()},
-    }
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(pathlib.Path(directory).absolute(), content, force=True)
+    directory = pathlib.Path(directory)
+    if jax.process_index() == 0:
+        content = packing.serialized(variables, masks.of_variables(variables, mask))
+        unfinished = directory.with_name(f"{directory.name}.unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        (unfinished / PACKED).write_bytes(content)
+        shutil.rmtree(directory, ignore_errors=True)
+        unfinished.rename(directory)
+    _wait_for_all(f"know that {directory} is written")
 
 
 def load_network(directory: str | pathlib.Path, template: Any) -> tuple[Any, Any]:
@@ -212,45 +203,32 @@ def load_network(directory: str | pathlib.Path, template: Any) -> tuple[Any, Any
 
     Args:
       directory: where `save_network` wrote it.
-      template: variables of the same structure; only shapes are looked at.
+      template: variables of the same structure; only shapes and dtypes are looked at.
 
     Raises:
       CheckpointError: nothing there, or it does not fit.
     """
-    import orbax.checkpoint as ocp
-
-    directory = pathlib.Path(directory).absolute()
+    directory = pathlib.Path(directory)
     if not directory.is_dir():
         raise CheckpointError(f"No network at {directory}; train it first (experiments.train).")
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            content = checkpointer.restore(directory)
+        variables, mask = packing.load(directory / PACKED, template)
+        found = trees.flatten(variables)
         for path, leaf in trees.flatten(template).items():
-            if tuple(content["shapes"].get(path, ())) != leaf.shape:
-                raise ValueError(f"{path!r} has another shape than {leaf.shape}.")
-        mask = masks.unpack(content["mask"], template["params"])
-        params = jax.tree.map(np.zeros_like, _materialized(template["params"]))
-        keep = jax.tree.map(lambda p, k: np.broadcast_to(k, p.shape), params, mask)
-        for path, leaf in trees.flatten(params).items():
-            leaf[trees.flatten(keep)[path]] = content["kept"].get(path, [])
-        rest = {name: value for name, value in template.items() if name != "params"}
-        rest = trees.map_with_path(lambda path, _: content["rest"][path], rest)
-    except Exception as error:
+            if (found[path].shape, found[path].dtype) != (leaf.shape, leaf.dtype):
+                raise ValueError(f"{path!r} is no {leaf.dtype}{list(leaf.shape)}.")
+    except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"Network {directory} is damaged, or is not the network that the config describes. "
-            "Remove that folder, and the run's experiments.train makes it again from the last "
-            "checkpoint."
+            f"Network {directory} is damaged, or is not the network that the config describes, or "
+            "an earlier version of this library wrote it. Remove that folder, and the run's "
+            "experiments.train makes it again from the last checkpoint."
         ) from error
-    return jax.tree.map(jax.numpy.asarray, {"params": params, **rest}), mask
+    return jax.tree.map(jax.numpy.asarray, variables), mask["params"]
 
 
 def _wait_for_all(what: str) -> None:
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"all processes {what}")
-
-
-def _materialized(shapes: Any) -> Any:
-    return jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)
 
 
 def _finite_or_none(value: float) -> float | None:

@@ -1,111 +1,17 @@
-"""Costs are counted exactly, and as the compiler counts them."""
+"""Costs are those of what is there: numbers, bytes, memory, and seconds by the clock."""
 
-import functools
 import itertools
-from collections.abc import Callable
+import types
 
-import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from prunejax import masks, models, pruning, trees
-from prunejax.classifier import Classifier, Network
-from prunejax.evaluation import efficiency
-
-
-def classifier_of(module, shape):
-    network = Network(module)
-    return Classifier(network.init(jax.random.key(0), shape), network)
-
-
-class Valid(nn.Module):
-    """Products only, and no padding, so that the compiler counts the same."""
-
-    @nn.compact
-    def __call__(self, x):
-        conv = functools.partial(nn.Conv, padding="VALID", use_bias=False)
-        x = conv(6, (3, 3))(x)
-        x = conv(6, (3, 3), feature_group_count=6)(x)
-        x = conv(8, (2, 2), strides=2)(x)
-        return nn.Dense(5, use_bias=False)(x.reshape(len(x), -1))
-
-
-def test_flops_are_those_of_the_formula_and_of_the_compiler():
-    classifier = classifier_of(Valid(), (9, 9, 3))
-    layers = {layer.path: layer for layer in efficiency.count(classifier, (9, 9, 3))}
-    # positions x kernel x inputs of a group x outputs, a multiplication and an addition each
-    assert layers["Conv_0/kernel"].flops == 2 * 7 * 7 * 9 * 3 * 6
-    assert layers["Conv_1/kernel"].flops == 2 * 5 * 5 * 9 * 1 * 6
-    assert layers["Conv_2/kernel"].flops == 2 * 2 * 2 * 4 * 6 * 8
-    assert layers["Dense_0/kernel"].flops == 2 * 32 * 5
-    total = sum(layer.flops for layer in layers.values())
-
-    run = jax.jit(classifier.apply_fn.module.apply)  # without the images' normalisation
-    lowered = run.lower(classifier.variables, jnp.ones((1, 9, 9, 3)))
-    assert lowered.cost_analysis()["flops"] == total
-
-
-def products(module, variables, images):
-    """By layer, the compiler's count of its products; padding is part of the images then."""
-
-    @functools.cache
-    def flops(function, *shapes):
-        shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-        return jax.jit(function).lower(*shapes).cost_analysis()["flops"]
-
-    @functools.cache
-    def convolution(strides, groups):
-        return lambda x, kernel: jax.lax.conv_general_dilated(
-            x,
-            kernel,
-            strides,
-            "VALID",
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=groups,
-        )
-
-    found = {}
-
-    def note(call, args, kwargs, context):
-        out = call(*args, **kwargs)
-        layer = context.module
-        if isinstance(layer, nn.Conv | nn.Dense):
-            (x,) = args
-            kernel = layer.variables["params"]["kernel"].shape
-            if isinstance(layer, nn.Dense):
-                count = flops(jnp.dot, x.shape, kernel)
-            else:
-                strides = tuple(np.broadcast_to(layer.strides or 1, 2).tolist())
-                out_and_kernel = zip(out.shape[1:3], strides, kernel[:2], strict=True)
-                sides = [(n - 1) * stride + k for n, stride, k in out_and_kernel]
-                groups = layer.feature_group_count
-                padded = (x.shape[0], *sides, x.shape[3])
-                count = flops(convolution(strides, groups), padded, kernel)
-            found["/".join((*layer.path, "kernel"))] = count
-        return out
-
-    with nn.intercept_methods(note):
-        jax.eval_shape(module.apply, variables, images)
-    return found
-
-
-ALWAYS = ("lenet5", "resnet8", "mobilenet_v2")
-
-
-@pytest.mark.parametrize(
-    "name",
-    [n if n in ALWAYS else pytest.param(n, marks=pytest.mark.exhaustive) for n in models.MODELS],
-)
-def test_layers_of_the_zoo_work_as_much_as_the_compiler_counts(name):
-    network = Network(models.create(name, 10))
-    variables = jax.eval_shape(lambda: network.init(jax.random.key(0), (32, 32, 3)))
-    params = jax.tree.map(lambda leaf: np.ones(leaf.shape, bool), variables)
-    layers = efficiency.count(Classifier(params, network), (32, 32, 3))
-    expected = products(network.module, variables, jnp.zeros((1, 32, 32, 3)))
-    assert {layer.path: layer.flops for layer in layers} == expected
-    assert all(layer.effective_flops == layer.flops > 0 for layer in layers)
+from prunejax.classifier import Classifier
+from prunejax.evaluation import efficiency, work
+from prunejax.training import checkpoints
+from tests.evaluation.test_work import classifier_of
 
 
 def test_a_mask_saves_effective_work_only():
@@ -132,7 +38,6 @@ def test_a_mask_saves_effective_work_only():
     assert pruned.nominal_density == sum(kept[p] for p in covered) / sum(sizes[p] for p in covered)
     assert pruned.nonzero == sum(kept[p] for p in weights)  # biases begin at zero
     assert pruned.parameters == whole.parameters == sum(sizes.values())
-    assert pruned.bytes_on_disk < 0.5 * whole.bytes_on_disk
     assert pruned.throughput == 2 / pruned.latency
 
 
@@ -146,139 +51,70 @@ def test_memory_is_that_of_weights_images_and_what_is_between():
     assert least <= found.peak_memory <= least + 4 * 2 * batch * sum(layers) + 1024
 
 
-def test_a_weight_that_is_used_twice_costs_twice():
-    class Twice(nn.Module):
-        @nn.compact
-        def __call__(self, x):
-            layer = nn.Dense(4)
-            return layer(nn.relu(layer(x)))
+def test_latency_is_the_fastest_of_several_batches_from_their_start_to_their_end(monkeypatch):
+    """By a clock that says 5, 2 and 4 seconds, of which compiling and the first batch are none."""
+    events, ticks = [], iter([0, 5, 10, 12, 20, 24])
 
-    (layer,) = efficiency.count(classifier_of(Twice(), (4,)), (4,))
-    assert layer.flops == 2 * 2 * 16
+    class Program:
+        def __call__(self, classifier, images):
+            assert images.shape == (6, 4)
+            events.append("started")
+            return self
 
+        def block_until_ready(self):
+            events.append("ended")
 
-class Odd(nn.Module):
-    """A function of images as a network."""
+        def memory_analysis(self):
+            names = ("argument", "output", "temp")
+            return types.SimpleNamespace(**{f"{name}_size_in_bytes": 0 for name in names})
 
-    layers: Callable[[jax.Array], jax.Array]
+    def compiled(*args):
+        events.append("compiled")
+        return Program()
 
-    @nn.compact
-    def __call__(self, x):
-        return self.layers(x)
+    def clock():
+        events.append("looked at the clock")
+        return next(ticks)
 
-
-def layers_of(function, shape):
-    classifier = classifier_of(Odd(function), shape)
-    return classifier, {layer.path: layer for layer in efficiency.count(classifier, shape)}
-
-
-@pytest.mark.parametrize(("size", "stride"), [(2, 2), (3, 3), (3, 1)])
-def test_a_transposed_convolution_does_not_multiply_the_zeros_between(size, stride):
-    """Without overlap none reaches over the edge, and the compiler counts the same."""
-
-    def transposed(x):
-        sides, strides = (size, size), (stride, stride)
-        padding = "VALID" if stride > 1 else [(0, 0), (0, 0)]
-        return nn.ConvTranspose(4, sides, strides, padding=padding, use_bias=False)(x)
-
-    classifier, layers = layers_of(transposed, (5, 5, 3))
-    positions = 5 * 5 if stride > 1 else 3 * 3
-    assert layers["ConvTranspose_0/kernel"].flops == 2 * positions * size**2 * 3 * 4
-    run = jax.jit(classifier.apply_fn.module.apply)
-    analysis = run.lower(classifier.variables, jnp.ones((1, 5, 5, 3))).cost_analysis()
-    assert analysis["flops"] == layers["ConvTranspose_0/kernel"].flops
+    monkeypatch.setattr(efficiency, "_compiled", compiled)
+    monkeypatch.setattr(efficiency, "time", types.SimpleNamespace(perf_counter=clock))
+    classifier = Classifier({"params": {"w": np.ones((4, 2))}}, lambda v, x: x @ v["params"]["w"])
+    found = efficiency.efficiency(classifier, (4,), batch_size=6, repeats=3)
+    one = ["looked at the clock", "started", "ended", "looked at the clock"]
+    assert events == ["compiled", "started", "ended", *3 * one]
+    assert (found.latency, found.throughput) == (2, 3)
 
 
-def test_layers_of_a_scan_cost_as_often_as_it_runs():
-    class Cell(nn.Module):
-        @nn.compact
-        def __call__(self, carry, _):
-            tied = self.param("tied", nn.initializers.normal(), (8, 8))
-            x = nn.relu(nn.Dense(12)(carry)) @ jnp.ones((12, 8))
-            return nn.Dense(8)(nn.relu(x @ tied)), 0
-
-    def own(x):  # each round has weights of its own
-        scan = nn.scan(Cell, variable_axes={"params": 0}, split_rngs={"params": True}, length=3)
-        return scan()(x, None)[0]
-
-    def shared(x):
-        scan = nn.scan(Cell, variable_broadcast="params", split_rngs={"params": False}, length=3)
-        return scan()(x, None)[0]
-
-    for function in (own, shared):
-        _, layers = layers_of(function, (8,))
-        flops = {path.partition("/")[2]: layer.flops for path, layer in layers.items()}
-        wanted = {"Dense_0/kernel": 8 * 12, "Dense_1/kernel": 8 * 8, "tied": 8 * 8}
-        assert flops == {path: 2 * 3 * number for path, number in wanted.items()}
+def test_a_network_without_weights_costs_nothing_but_its_parameters():
+    variables = {"params": {"scale": np.array([1.0, 0.0], np.float32)}}
+    scaled = Classifier(variables, lambda variables, x: x * variables["params"]["scale"])
+    found = efficiency.efficiency(scaled, (2,), batch_size=1, repeats=1)
+    assert (found.layers, found.parameters, found.nonzero) == ((), 2, 1)
+    assert (found.flops, found.density, found.nominal_density) == (0, 1, 1)
 
 
-def test_weights_that_a_loop_carries_are_weights_still():
-    def network(variables, x):
-        def step(_, state):
-            h, w = state
-            return jnp.tanh(h @ w), w
-
-        return jax.lax.fori_loop(0, 5, step, (x, variables["params"]["w"]))[0]
-
-    classifier = Classifier({"params": {"w": np.eye(4, dtype=np.float32)}}, network)
-    (layer,) = efficiency.count(classifier, (4,))
-    assert (layer.flops, layer.effective_flops) == (5 * 2 * 16, 5 * 2 * 4)
-
-
-def test_what_is_made_of_a_weight_costs_what_the_weight_does():
-    def normed(x):
-        x = nn.WeightNorm(nn.Conv(4, (3, 3)))(x)
-        return nn.Dense(2)(x.mean((1, 2)))
-
-    classifier, layers = layers_of(normed, (6, 6, 3))
-    assert layers["Conv_0/kernel"].flops == 2 * 36 * 27 * 4
-    kernel = np.array(classifier.params["Conv_0"]["kernel"])
-    kernel[..., :2, :] = 0  # a quotient of zero is zero
-    params = {**classifier.params, "Conv_0": {**classifier.params["Conv_0"], "kernel": kernel}}
-    pruned = efficiency.count(classifier.with_params(params), (6, 6, 3))
-    found = {layer.path: layer.effective_flops for layer in pruned}
-    assert found["Conv_0/kernel"] == 2 * 36 * 9 * 4
-
-    def network(variables, x):
-        p = variables["params"]
-        x = jax.image.resize(x, (len(x), 6), "linear")
-        both = jnp.concatenate([p["a"], p["b"]], axis=1)
-        centred = p["centred"] - p["centred"].mean(axis=0)
-        return (x @ both) @ (centred / (centred.std(axis=0) + 1e-5))
-
-    shapes = {"a": (6, 2), "b": (6, 4), "centred": (6, 3)}
-    params = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
-    found = {x.path: x for x in efficiency.count(Classifier({"params": params}, network), (3,))}
-    assert {path: layer.flops for path, layer in found.items()} == {
-        "a": 2 * 12, "b": 2 * 24, "centred": 2 * 18
-    }  # fmt: skip
-    # Of a difference, the zeros are no zeros.
-    effective = {path: layer.effective_flops for path, layer in found.items()}
-    assert effective == {"a": 0, "b": 0, "centred": 2 * 18}
+def test_bytes_on_disk_are_those_of_the_network_that_is_saved(tmp_path):
+    rng = np.random.default_rng(0)
+    params = {"w": rng.normal(size=(8, 4)).astype(np.float32)}
+    variables = {"params": params, "statistics": {"mean": np.zeros(8, np.float32)}}
+    network = Classifier(variables, lambda v, x: (x - v["statistics"]["mean"]) @ v["params"]["w"])
+    mask = pruning.prune(params, 0.75)
+    checkpoints.save_network(tmp_path / "network", variables, mask)
+    (file,) = (tmp_path / "network").iterdir()
+    cost = efficiency.efficiency(network, (8,), mask, batch_size=1, repeats=1)
+    assert cost.bytes_on_disk == file.stat().st_size
 
 
-def test_work_of_unknown_length_is_named():
-    def network(variables, x):
-        def step(state):
-            return state @ variables["params"]["w"]
-
-        return jax.lax.while_loop(lambda state: state.sum() < 9, step, x)
-
-    def harmless(variables, x):
-        x = x @ variables["params"]["w"]
-        return jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: x + x.T @ x, x)
-
-    variables = {"params": {"w": np.ones((1, 1), np.float32)}}
-    with pytest.raises(ValueError, match=r"multiplies with \['params/w'\] inside of 'while'"):
-        efficiency.count(Classifier(variables, network), (1,))
-    (layer,) = efficiency.count(Classifier(variables, harmless), (1,))
-    assert layer.flops == 2
+@pytest.mark.parametrize("cost", [work.count, efficiency.efficiency])
+def test_variables_without_parameters_are_named(cost):
+    with pytest.raises(ValueError, match="variables have no entry 'params'"):
+        cost(Classifier({"w": np.ones((2, 2))}, lambda variables, x: x @ variables["w"]), (2,))
 
 
 def test_bad_arguments_are_refused():
     classifier = classifier_of(models.create("mlp", num_classes=3, widths=(4,)), (5,))
     with pytest.raises(ValueError, match=r"image_shape is \(9,\), and the network does not take"):
-        efficiency.count(classifier, (9,))
+        work.count(classifier, (9,))
     with pytest.raises(ValueError, match="batch_size is 0"):
         efficiency.efficiency(classifier, (5,), batch_size=0)
     with pytest.raises(ValueError, match="different leaves"):

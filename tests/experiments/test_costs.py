@@ -8,7 +8,8 @@ import pytest
 from experiments import costs
 from experiments.configs import digits_dense
 from prunejax import masks, reporting
-from prunejax.evaluation.efficiency import Efficiency, Layer
+from prunejax.evaluation.efficiency import Efficiency
+from prunejax.evaluation.work import LayerCost
 from tests.experiments import untrained
 
 
@@ -69,7 +70,7 @@ def test_table_and_numbers_are_those_of_the_networks(runs, tmp_path):
 
 
 def cost(batch_size: int) -> Efficiency:
-    layers = (Layer("a/kernel", 10, 4, 200, 80), Layer("b/kernel", 6, 6, 12, 12))
+    layers = (LayerCost("a/kernel", 10, 4, 200, 80), LayerCost("b/kernel", 6, 6, 12, 12))
     return Efficiency(layers, 18, 12, 0.4, 10 / 16, 212, 92, 100, 0.5, 4.0, batch_size, 2**20)
 
 

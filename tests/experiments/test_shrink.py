@@ -268,6 +268,25 @@ def untrained_run(tmp_path, monkeypatch):
     return write
 
 
+def test_units_that_the_run_s_mask_has_emptied_go_before_others(tmp_path, untrained_run):
+    def without_two_units(params):
+        mask = masks.dense(params)
+        mask["Dense_0"]["kernel"] = ~jnp.isin(jnp.arange(16), jnp.array([3, 10]))[None]
+        return mask
+
+    config = config_of()
+    whole = untrained_run(config, without_two_units)["params"]["Dense_0"]["kernel"]
+    config.shrinking = shrinking(
+        share=0.125, at_most=0.95, criterion="random", allocation="uniform", batch_size=4
+    )
+    shrink.shrink(config, tmp_path / "small")
+    digits = data.load("digits", "test")
+    small, _ = from_config.load_trained(config, tmp_path / "small", digits)
+    np.testing.assert_array_equal(
+        small.params["Dense_0"]["kernel"], np.delete(whole, [3, 10], axis=1)
+    )
+
+
 @pytest.mark.exhaustive
 def test_blocks_by_name(tmp_path, untrained_run):
     config = config_of()

@@ -29,7 +29,7 @@ def given(scores):
 def test_coupled_channels_are_one_group(resnet):
     classifier, traced = resnet
     # One sum for each of the three stages, and the inner channels of three blocks.
-    sizes = sorted(len(group) for group in shrinking.groups(traced))
+    sizes = sorted(len(group.channels) for group in shrinking.groups(traced))
     assert sizes == [8, 8, 16, 16, 32, 32]
     del classifier
 
@@ -65,7 +65,7 @@ def test_global_removes_the_lowest_of_all_by_the_mean_of_their_makers(resnet):
 
     mask = shrinking.channel_mask(traced, classifier.variables, 0.3, pruner)
 
-    everything = np.concatenate(shrinking.groups(traced))
+    everything = np.concatenate([group.channels for group in shrinking.groups(traced)])
     gone = round(0.3 * len(everything))
     lowest = set(everything[np.argsort(channel_scores[everything], kind="stable")[:gone]])
     assert _removed(traced, classifier.params, mask) == {int(channel) for channel in lowest}
@@ -76,7 +76,7 @@ def test_lamp_ranks_each_channel_by_its_share_of_its_group(resnet):
     pruner = Pruner(allocation="lamp", guard=False)
     scores = shrinking.channel_scores(traced, classifier.params, pruner)
     shares = np.full(scores.size, np.inf)
-    for group in shrinking.groups(traced):
+    for group, _ in shrinking.groups(traced):
         squares = np.square(scores[group])
         shares[group] = [s / squares[squares >= s].sum() for s in squares]
     mask = shrinking.channel_mask(traced, classifier.variables, 0.4, pruner)
@@ -95,6 +95,55 @@ def test_drawn_at_random_a_channel_has_one_draw_whatever_makes_it(resnet):
     found = shrinking.channel_scores(traced, classifier.params, pruner)
     first = np.asarray(trees.flatten(scores)["BasicBlock_0/Conv_1/kernel"])[0, 0, 0]  # by path
     np.testing.assert_array_equal(found[traced.along("params/Conv_0/kernel")[3]], first)
+
+
+def test_channels_that_an_earlier_mask_leaves_nothing_of_go_first():
+    network = Network(models.create("mlp", num_classes=5, widths=(6, 4)))
+    variables = network.init(jax.random.key(0), (9,))
+    traced = shrinking.of(network, variables, (9,))
+    current = masks.dense(variables["params"])
+    current["Dense_0"]["kernel"] = jnp.arange(6)[None] < 4
+    current["Dense_2"]["kernel"] = jnp.arange(4)[:, None] > 0  # nothing reads the first
+    # By their scores they would be the last.
+    first, second = jnp.arange(6.0)[None], -jnp.arange(4.0)[None]
+    scores = {name: {"kernel": x, "bias": 0.0} for name, x in
+              (("Dense_0", first), ("Dense_1", second), ("Dense_2", 0.0))}  # fmt: skip
+    pruner = Pruner(given(scores))
+    for sparsity, gone in ((0.17, ([4], [0])), (0.5, ([0, 4, 5], [0, 3]))):
+        mask = shrinking.channel_mask(traced, variables, sparsity, pruner, current=current)
+        for number, (units, wanted) in enumerate(zip((6, 4), gone, strict=True)):
+            left = _left(mask, f"Dense_{number}/kernel", 1, units)
+            assert np.flatnonzero(~left).tolist() == wanted
+
+
+@pytest.mark.parametrize(
+    "pruner", [Pruner("geometric_median"), Pruner(aggregate="sum")], ids=["median", "sums"]
+)
+def test_under_a_mask_channels_score_what_they_do_in_the_network_without_the_others(pruner):
+    network = Network(models.create("mlp", num_classes=5, widths=(6, 4)))
+    variables = network.init(jax.random.key(0), (9,))
+    traced = shrinking.of(network, variables, (9,))
+    mask = shrinking.channel_mask(traced, variables, 0.34)
+    small = shrinking.shrink(Classifier(variables, network), mask, (9,), check=False)
+    found = shrinking.channel_scores(traced, variables["params"], pruner, current=mask)
+    alone = shrinking.of(small.apply_fn, small.variables, (9,))
+    expected = shrinking.channel_scores(alone, small.params, pruner)
+    for path in ("params/Dense_0/kernel", "params/Dense_1/kernel"):
+        own = found[traced.along(path)[1]]
+        left = own > -np.inf
+        np.testing.assert_allclose(own[left], expected[alone.along(path)[1]], rtol=1e-5)
+
+
+def test_of_a_sum_the_branches_that_are_left_score(resnet):
+    classifier, traced = resnet
+    current = masks.dense(classifier.params)
+    current["Conv_0"]["kernel"] = (jnp.arange(8) > 0)[None, None, None]
+    scores = shrinking.channel_scores(traced, classifier.params, Pruner(), current=current)
+    second = np.abs(classifier.params["BasicBlock_0"]["Conv_1"]["kernel"]).mean((0, 1, 2))
+    stem = np.abs(classifier.params["Conv_0"]["kernel"]).mean((0, 1, 2))
+    expected = np.where(np.arange(8) > 0, (stem + second) / 2, second)
+    found = scores[traced.along("params/Conv_0/kernel")[3]]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def _removed(traced, params, mask):

@@ -182,7 +182,7 @@ def test_a_kernel_of_two_factors_reads_what_the_first_one_reads():
     shapes = {"a": (4, 6), "first": (6, 2), "second": (2, 3), "b": (3, 2)}
     classifier = classifier_of(factorised, **shapes)
     traced = structure_of(classifier, (4,))
-    assert shrinking.groups(traced)[0].tolist() == traced.along("params/a")[1].tolist()
+    assert shrinking.groups(traced)[0].channels.tolist() == traced.along("params/a")[1].tolist()
     scores = shrinking.channel_scores(traced, classifier.params, Pruner())
     expected = np.abs(classifier.params["a"]).mean(axis=0)
     np.testing.assert_allclose(scores[traced.along("params/a")[1]], expected, rtol=1e-6)
@@ -390,6 +390,19 @@ def test_heads_are_scored_by_the_mean_of_all_that_make_them():
     # What a head's values are made of is its own layer's; queries and keys go together.
     of_values = np.abs(classifier.params["a"]).mean((0, 1))
     np.testing.assert_allclose(scores[traced.along("params/a")[2]], of_values, rtol=1e-6)
+
+
+@pytest.mark.parametrize("pattern", ["a", "a*", "[a]"])
+def test_a_pattern_means_all_groups_that_a_weight_makes(pattern):
+    """Heads, and the features of their values; not those of queries and keys."""
+    kernel = (4, 4, 6)
+    classifier = classifier_of(heads, q=kernel, k=kernel, a=kernel, b=(4, 6, 2))
+    traced = structure_of(classifier, (5, 4))
+    pruner = Pruner(allocation={pattern: 0.5})
+    mask = shrinking.channel_mask(traced, classifier.variables, 5 / 16, pruner)
+    small = shrinking.shrink(classifier, mask, (5, 4), check=False)
+    assert small.params["a"].shape == (4, 2, 3)
+    assert small.params["q"].shape == small.params["k"].shape == (4, 2, 6)
 
 
 def test_outputs_on_a_first_axis_are_named():

@@ -45,17 +45,6 @@ def logits_elsewhere(program, batches, folder):
     return [np.load(file) for file in files]
 
 
-def test_runs_without_this_library_on_any_number_of_images(tmp_path):
-    network = classifier(models.create("resnet8", 10, width=4), (8, 8, 3))
-    files = export(network, (8, 8, 3), tmp_path / "network")
-    rng = np.random.default_rng(1)
-    batches = [rng.random((number, 8, 8, 3), np.float32) for number in (1, 5)]
-    for images, logits in zip(
-        batches, logits_elsewhere(files.program, batches, tmp_path), strict=True
-    ):
-        np.testing.assert_allclose(logits, network(images), rtol=1e-4, atol=1e-4)
-
-
 def test_weights_are_stored_by_path_bit_for_bit(tmp_path):
     network = classifier(models.create("resnet8", 10, width=4), (8, 8, 3))
     found = load_file(export(network, (8, 8, 3), tmp_path / "network").weights)
@@ -106,8 +95,8 @@ class Branches(nn.Module):
         return nn.Dense(2, name="head")(x)
 
 
-@pytest.mark.exhaustive
-def test_equations_on_fewer_channels_run_on_any_number_of_images(tmp_path):
+def smaller_branches():
+    """Equations on fewer channels, and the network that computes the same under a mask."""
     shape = (4, 4, 1)
     whole = classifier(Branches(), shape)
     traced = shrinking.of(whole.apply_fn, whole.variables, shape)
@@ -122,13 +111,26 @@ def test_equations_on_fewer_channels_run_on_any_number_of_images(tmp_path):
         "hidden": (2 * 3 * 5, 4),
         "head": (4, 2),
     }
-    files = export(small, shape, tmp_path / "network", platforms=("cpu",))
-    program = jax.export.deserialize(bytearray(files.program.read_bytes()))
-    masked = whole.with_params(masks.apply(whole.params, mask))
-    run = jax.jit(lambda images: masked(images))
-    for number in (1, 5):
-        images = np.random.default_rng(number).random((number, *shape), np.float32)
-        np.testing.assert_allclose(program.call(images), run(images), rtol=1e-4, atol=1e-5)
+    return shape, small, whole.with_params(masks.apply(whole.params, mask))
+
+
+def resnet():
+    whole = classifier(models.create("resnet8", 10, width=4), (8, 8, 3))
+    return (8, 8, 3), whole, whole
+
+
+@pytest.mark.parametrize(
+    "make", [smaller_branches, pytest.param(resnet, marks=pytest.mark.exhaustive)]
+)
+def test_runs_without_this_library_on_any_number_of_images(make, tmp_path):
+    shape, network, same = make()
+    program = export(network, shape, tmp_path / "network", platforms=("cpu",)).program
+    rng = np.random.default_rng(1)
+    batches = [rng.random((number, *shape), np.float32) for number in (1, 5)]
+    run = jax.jit(lambda images: same(images))
+    found = logits_elsewhere(program, batches, tmp_path)
+    for images, logits in zip(batches, found, strict=True):
+        np.testing.assert_allclose(logits, run(images), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(

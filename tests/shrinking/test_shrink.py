@@ -34,7 +34,8 @@ def random_channel_mask(classifier, shape, share, seed=0):
     kept = np.ones(traced.number, bool)
     rng = np.random.default_rng(seed)
     for group in shrinking.groups(traced):
-        kept[rng.permutation(group)[: int(share * len(group))]] = False
+        channels = rng.permutation(group.channels)
+        kept[channels[: int(share * len(channels))]] = False
     return made_mask(classifier, traced, kept), kept
 
 

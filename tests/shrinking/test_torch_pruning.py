@@ -10,7 +10,7 @@ import pytest
 from experiments.benchmarks import torch_networks
 from prunejax import models, shrinking, trees
 from prunejax.classifier import Classifier, Network
-from prunejax.evaluation import efficiency
+from prunejax.evaluation import work
 from prunejax.pruning import Pruner
 
 torch = pytest.importorskip("torch", reason="needs torch, of the extra 'peers'")
@@ -99,7 +99,7 @@ def test_their_own_choice_has_the_same_parameters_and_flops(name, sparsity):
     ours = shrunk(name, sparsity)
     network = theirs(name, sparsity, torch_pruning.importance.MagnitudeImportance(p=2))
     assert trees.size(ours.params) == sum(p.numel() for p in network.parameters())
-    assert sum(layer.flops for layer in efficiency.count(ours, SHAPE)) == flops(network)
+    assert sum(layer.flops for layer in work.count(ours, SHAPE)) == flops(network)
 
 
 @pytest.mark.parametrize(

@@ -125,11 +125,12 @@ def _divergences(apply_fn, ablate, path, units, batch_size, variables, images):
     """`[N, units]` divergences."""
 
     def of_batch(images):
-        p = jax.nn.log_softmax(widened(apply_fn(variables, images)))
+        whole = log_probabilities(apply_fn, variables, images)
 
         def without(unit):
-            q = jax.nn.log_softmax(widened(apply_fn(ablate(variables, path, unit), images)))
-            return jnp.sum(jnp.exp(q) * (q - p), axis=-1)
+            return divergence(
+                whole, log_probabilities(apply_fn, ablate(variables, path, unit), images)
+            )
 
         return jax.lax.map(without, jnp.arange(units)).T
 
@@ -151,6 +152,16 @@ def _dissimilarities(apply_fn, ablate, path, units, variables, images):
         return jax.lax.map(without, jnp.arange(units))
 
     return in_batches(of_images, images, len(images))
+
+
+def log_probabilities(apply_fn: ApplyFn, variables: Variables, images: jax.Array) -> jax.Array:
+    """`[N, classes]` logarithms of the softmax of the logits."""
+    return jax.nn.log_softmax(widened(apply_fn(variables, images)))
+
+
+def divergence(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
+    """`[N]` sums of q (log q - log p) over the classes, in nats."""
+    return jnp.sum(jnp.exp(log_q) * (log_q - log_p), axis=-1)
 
 
 def similarities(apply_fn, variables, images):

@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -17,6 +18,8 @@ Mask = Any
 
 # Entries of a leaf that the mask covers; the others are stored under their path, as they are.
 _PARTS = (":kept", ":mask", ":shape", ":mask_shape")
+# In a file's metadata, beside the types of tensors by their names.
+CHECKSUM = ":checksum"
 
 
 def pack(params: Params, mask: Mask) -> dict[str, np.ndarray]:
@@ -28,7 +31,8 @@ def pack(params: Params, mask: Mask) -> dict[str, np.ndarray]:
     kept numbers take 0.32 and plain bits would take 1.
 
     Args:
-      params: pytree of parameters.
+      params: pytree of parameters, or of all variables (`masks.of_variables`). Of keys of random
+        numbers their data is stored.
       mask: of the same structure.
 
     Raises:
@@ -37,6 +41,8 @@ def pack(params: Params, mask: Mask) -> dict[str, np.ndarray]:
     masks.validate(params, mask)
     packed, keeps = {}, trees.flatten(mask)
     for path, leaf in trees.flatten(params).items():
+        if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
         leaf, keep = np.asarray(leaf), np.asarray(keeps[path])
         if keep.ndim == 0 and keep:
             packed[path] = leaf
@@ -79,16 +85,13 @@ def unpack(packed: Mapping[str, np.ndarray], template: Params | None = None) -> 
     )
 
 
-def save(path: str | os.PathLike, params: Params, mask: Mask) -> None:
-    """Writes `pack(params, mask)` as one safetensors file, replacing it only once all is written.
+def serialized(params: Params, mask: Mask) -> bytes:
+    """`pack(params, mask)` as what a safetensors file holds.
 
     Types that NumPy does not know itself, such as bfloat16, are stored as integers of their bits;
-    the file's metadata names them.
-
-    Raises:
-      ValueError: as in `pack`.
+    the metadata names them, and has a checksum of everything. Args and errors as in `pack`.
     """
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     tensors, types = {}, {}
     for name, value in pack(params, mask).items():
@@ -96,14 +99,11 @@ def save(path: str | os.PathLike, params: Params, mask: Mask) -> None:
             types[name] = value.dtype.name
             value = value.view(f"u{value.dtype.itemsize}")
         tensors[name] = np.ascontiguousarray(value).reshape(value.shape)
-    path = pathlib.Path(path)
-    unfinished = path.with_name(path.name + ".unfinished")
-    save_file(tensors, unfinished, metadata=types)
-    unfinished.replace(path)
+    return save(tensors, metadata=types | {CHECKSUM: _checksum(tensors, types)})
 
 
 def load(path: str | os.PathLike, template: Params | None = None) -> tuple[Params, Mask]:
-    """The parameters and the mask that `save` wrote.
+    """The parameters and the mask of a file that holds what `serialized` gives.
 
     Args:
       path: of the file.
@@ -124,11 +124,21 @@ def load(path: str | os.PathLike, template: Params | None = None) -> tuple[Param
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or no safetensors file ({error}).") from error
     try:
+        if types.pop(CHECKSUM, None) != _checksum(packed, types):
+            raise ValueError("its checksum is that of other numbers.")
         for name, dtype in types.items():
             packed[name] = packed[name].view(jnp.dtype(dtype))
         return unpack(packed, template)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} does not hold what it should: {error}") from error
+
+
+def _checksum(tensors: Mapping[str, np.ndarray], types: Mapping[str, str]) -> str:
+    found = zlib.crc32(repr(sorted(types.items())).encode())
+    for name, value in sorted(tensors.items()):
+        found = zlib.crc32(f"{name} {value.dtype} {value.shape}".encode(), found)
+        found = zlib.crc32(value.tobytes(), found)
+    return str(found)
 
 
 def _path(name: str) -> str:
