@@ -150,11 +150,7 @@ def evaluate(
                     progress(name, before + steps * len(part) // all_, len(run) * len(images))
 
                 report(0, 1)  # while the attack is compiled
-                some = given.of(part)
-                some = some._replace(
-                    width=lanes_of(_share(len(part)), given.width, given.mesh.size)
-                )
-                found = _attack_together(protocol.attack, classifier, some, report)
+                found = _attack_together(protocol.attack, classifier, given.of(part), report)
                 rows = records.table(
                     {
                         "index": part,
@@ -215,6 +211,7 @@ def _attack_together(
     """Attacks these examples; of several processes each does a share, and all get the whole."""
     number, processes = len(given.images), jax.process_count()
     share = _share(number)
+    given = given._replace(width=lanes_of(share, given.width, given.mesh.size))
     # Shares of one size: some are done twice.
     padded = np.resize(np.arange(number), (processes, share))
     result = cascade.run_on(attack, classifier, given.of(padded[jax.process_index()]), progress)

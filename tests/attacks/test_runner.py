@@ -239,6 +239,7 @@ def test_other_numbers_of_examples_and_survivors_compile_nothing(attack):
         assert not compiled
 
 
+@pytest.mark.filterwarnings("ignore:Explicitly requested dtype float64")
 @pytest.mark.parametrize(
     "attack", [attacks.DDN(steps=3), attacks.APGD(steps=5), attacks.Square(steps=9)]
 )
