@@ -86,6 +86,8 @@ def _where(report: Mapping[str, Any]) -> str:
     compiled = report.get("compile_seconds")
     compiling = "" if compiled is None else f"; compiling took {compiled:.0f} s in all"
     of = f"{machine['cores']} cores of a machine with {machine['processor']}"
+    if machine["backend"] != "cpu":
+        of = f"{machine['devices']} {machine['device']}, {of}"
     note = f" {report['note']}" if "note" in report else ""
     return f"{report['date'][:10]}, {of}, Python {machine['python']}, {libraries}{compiling}.{note}"
 

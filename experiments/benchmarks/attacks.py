@@ -12,9 +12,10 @@ The network is a published one of ../shared/reference_models whose robust accura
 (fashion_mnist, Linf 0.1: exactly 676 of the first 1,000 images; mnist, Linf 0.3), or the one of a
 run directory. Everything runs on the images that it gets right; with --all_images the others count
 too, at distance 0. Ours are called once before on part of the images, so that compiling is not in
-their time; it is reported by itself. With --peers (`experiments/benchmarks/install_peers.sh`) the
-same attack of other libraries follows in the same run; one that raises an error is recorded as
-failed. Peak memory is that of the whole process during the attack, with all that it held before.
+their time; it is reported by itself, with tracing and lowering. With --peers
+(`experiments/benchmarks/install_peers.sh`) the same attack of other libraries follows in the same
+run, called once before on a few images, for some compile too; one that raises an error is recorded
+as failed. Peak memory is that of the whole process during the attack, with all that it held before.
 """
 
 import datetime
@@ -33,10 +34,11 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import environment, from_config, progress, run_directory
-from experiments.benchmarks import attack_cases, machine, peer_attacks
+from experiments.benchmarks import attack_cases, machine, peer_attacks, timing
 from experiments.benchmarks.attack_cases import Case
 from prunejax import attacks, models, norms
 from prunejax.classifier import Classifier, Network
+from prunejax.evaluation import predict
 
 _ATTACKS = flags.DEFINE_list("attacks", None, "Which to run, separated by commas; by default all.")
 _EXAMPLES = flags.DEFINE_integer("examples", 1000, "The first images of the test set.", 1, 10_000)
@@ -58,6 +60,8 @@ _OUTPUT = flags.DEFINE_string("output", None, "A JSON file for all numbers; by d
 
 # Of the printed table, in columns: narrower ones would cut its numbers.
 WIDTH = 130
+# Images on which another library's attack is called before it is timed.
+WARM = 4
 # A minimum-norm result that is not misclassified is looked at again so much farther, in shares.
 PUSH = 1e-4
 
@@ -104,7 +108,7 @@ def main(argv: list[str]) -> None:
         if name not in known:
             raise app.UsageError(f"--attacks has {name!r}; it may have {', '.join(known)}")
     environment.configure(flags.FLAGS.cpu_devices)
-    compile_seconds = _count_compiling()
+    compiling = _watch_compiling()
     target = _target()
     known = attack_cases.cases(target.eps)
     report = {
@@ -120,11 +124,11 @@ def main(argv: list[str]) -> None:
                 show("attacks", number, len(chosen))
                 for row in _measure(name, known[name], target):
                     report["measurements"].append(row)
-                    _save(report | {"compile_seconds": sum(compile_seconds)})
+                    _save(report | {"compile_seconds": timing.covered(compiling)})
             show("attacks", len(chosen), len(chosen))
     finally:  # what was measured is shown also where a peer failed
         _print(report)
-        report["compile_seconds"] = sum(compile_seconds)
+        report["compile_seconds"] = timing.covered(compiling)
         peaks = [row["peak_memory_mib"] or 0.0 for row in report["measurements"]]
         report["peak_memory_mib"] = max([machine.peak_memory_mib(), *peaks])
         _save(report)
@@ -136,16 +140,16 @@ def _save(report: Mapping[str, Any]) -> None:
         pathlib.Path(_OUTPUT.value).write_text(text + "\n")
 
 
-def _count_compiling() -> list[float]:
-    """A list to which every compilation adds its seconds."""
-    seconds: list[float] = []
+def _watch_compiling() -> list[tuple[float, float]]:
+    """A list to which all that JAX traces, lowers or compiles adds when it began and ended."""
+    spans: list[tuple[float, float]] = []
 
-    def listen(event: str, duration: float, **_) -> None:
-        if event.endswith("backend_compile_duration"):
-            seconds.append(duration)
+    def listen(event: str, start: float, end: float, **_) -> None:
+        if event.startswith("/jax/core/compile/"):
+            spans.append((start, end))
 
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    return seconds
+    jax.monitoring.register_event_time_span_listener(listen)
+    return spans
 
 
 def _target() -> Target:
@@ -161,7 +165,7 @@ def _target() -> Target:
         images, labels = test.images.astype(np.float32) / 255, test.labels
         eps = REFERENCES["fashion_mnist"].eps
     images, labels = images[: _EXAMPLES.value], labels[: _EXAMPLES.value]
-    right = np.asarray(jax.numpy.argmax(classifier(images), axis=1)) == labels
+    right = predict(classifier, images) == labels
     if _ALL_IMAGES.value:
         which = f"the first {len(images)} test images, {right.sum()} of them classified right"
     else:
@@ -210,15 +214,16 @@ def _measure(name: str, case: Case, target: Target) -> Iterator[dict[str, Any]]:
     network = peer_attacks.network_of(model, classifier, images[:64])
     for library, peer in case.peers.items():
 
-        def theirs(peer=peer):
+        def theirs(which, peer=peer):
             found = np.array(images)  # at distance 0 where the network is wrong anyway
-            found[right] = peer_attacks.perturb(
-                peer, network, images[right], labels[right], case.eps
+            found[which] = peer_attacks.perturb(
+                peer, network, images[which], labels[which], case.eps
             )
             return found
 
         try:
-            found, cost = _timed(theirs)
+            theirs(np.flatnonzero(right)[:WARM])
+            found, cost = _timed(lambda theirs=theirs: theirs(right))
             result = {"times_ours": cost["seconds"] / seconds} | _worth(case, target, found)
         except Exception as error:  # whatever a library raises, the other rows are worth having
             cost = {"seconds": None, "examples_per_second": None, "peak_memory_mib": None}
@@ -242,7 +247,7 @@ def _worth(case: Case, target: Target, found: np.ndarray) -> dict[str, Any]:
     """What is worth what: measured alike for everyone, by our forward pass and our norms."""
 
     def misclassified(images):
-        return np.asarray(jax.numpy.argmax(target.classifier(images), axis=1)) != target.labels
+        return predict(target.classifier, images) != target.labels
 
     found = np.clip(found, 0, 1)
     success = misclassified(found)

@@ -48,6 +48,15 @@ class Measurement:
         return statistics.median(self.rates)
 
 
+def covered(spans: Sequence[tuple[float, float]]) -> float:
+    """How long one or more of these spans of time, from a start to an end, were going on."""
+    seconds, until = 0.0, -math.inf
+    for start, end in sorted(spans):
+        seconds += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return seconds
+
+
 def compare(
     candidates: Sequence[Candidate],
     *,

@@ -9,8 +9,8 @@ import numpy as np
 from prunejax import checks
 from prunejax.attacks import cascade
 from prunejax.attacks.attack import Attack
-from prunejax.attacks.diagnostics import Diagnostics, strongest
-from prunejax.attacks.inputs import require_attack, require_options, validated
+from prunejax.attacks.diagnostics import Diagnostics, sentences
+from prunejax.attacks.inputs import require_attack, require_options
 from prunejax.attacks.runner import AttackResult
 from prunejax.classifier import Classifier
 
@@ -82,10 +82,10 @@ def smallest_budget(
         raise ValueError(f"attack is {attack}; it finds the smallest budget by itself, run it.")
     checks.integer("halvings", halvings, least=1)
     require_options(options)
-    given = validated(attack, classifier, images, labels, key=key, eps=upper, **options)
+    given = cascade.checked(attack, classifier, images, labels, key=key, eps=upper, **options)
     best = cascade.run_on(attack, classifier, given, progress)
     low, diagnostics = np.zeros_like(best.distance), [best.diagnostics]
-    doubts, broken = best.doubts(), cascade.broken_in(best)
+    doubts, broken = best.doubts(), cascade.broken_in(best, attack)
     best = AttackResult(*best[: len(AttackResult._fields)])
     counts = attack.norm in ("l0", "l0_pixels")
     if counts:
@@ -101,7 +101,7 @@ def smallest_budget(
         diagnostics.append(tried.diagnostics)
         doubts += tried.doubts()
         of = np.flatnonzero(open_)
-        broken[of] |= cascade.broken_in(tried)
+        broken[of] |= cascade.broken_in(tried, attack)
         best.forwards[of] += tried.forwards
         best.backwards[of] += tried.backwards
         won, lost = of[tried.success], of[~tried.success]
@@ -111,5 +111,5 @@ def smallest_budget(
             best.sizes[norm][won] = size[tried.success]
         low[lost] = eps[lost]
     best = best._replace(diagnostics=cascade.counted_together(diagnostics))
-    said = [doubt.sentence for doubt in strongest([*doubts, *cascade.masked(broken)])]
-    return BisectionResult(*best, doubts=tuple(said))
+    said = tuple(sentences([*doubts, *cascade.masked(broken)]))
+    return BisectionResult(*best, doubts=said)

@@ -1,16 +1,17 @@
 """Several attacks one after another, each on the examples that all before it have left standing."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import ClassVar, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from prunejax import precision
 from prunejax.attacks import programs, runner
 from prunejax.attacks.attack import Attack, as_attacked
-from prunejax.attacks.diagnostics import Diagnostics, Doubt
+from prunejax.attacks.diagnostics import Diagnostics, Doubt, sentences
 from prunejax.attacks.inputs import Inputs, validated
 from prunejax.classifier import Classifier
 
@@ -28,6 +29,10 @@ class Cascade:
         minimum-norm attack succeeds where its distance is within the budget.
       individual: every member sees all examples, so that its own robust accuracy is known too; by
         default only those that all before it have left standing. The ensemble's result is the same.
+
+    Raises:
+      ValueError: no members, names that are no strings or not all different, or attacks in another
+        norm or of both kinds.
     """
 
     norm: str
@@ -47,6 +52,8 @@ class Cascade:
         if not isinstance(self.individual, bool | np.bool_):
             raise ValueError(f"individual is {self.individual!r}; it must be True or False.")
         names = [name for name, _ in self.members]
+        if not all(isinstance(name, str) for name in names):
+            raise ValueError(f"members has the names {names}; strings are needed.")
         if len(set(names)) < len(names):
             raise ValueError(f"members has the names {names}; each may appear once.")
         for name, attack in self.members:
@@ -91,7 +98,8 @@ class CascadeResult(NamedTuple):
         that one step of any member finds within the budget and none of the attacks. What there is
         to doubt in the others is in `members`: ask the result for `warnings`, not these.
       by: number of the member that succeeded first; -1 for none, or where none was needed.
-      members: for each name the numbers of the examples it saw, and its own result on them.
+      members: for each name the numbers of the examples it saw, and its own result on them; without
+        those for whom the others had left nothing.
       broken: what fell to a member without gradients after members with gradients had failed.
     """
 
@@ -111,7 +119,7 @@ class CascadeResult(NamedTuple):
 
         That a member is weaker than one step counts only where no other member was stronger.
         """
-        return [doubt.sentence for doubt in (*self.doubts(), *masked(self.broken))]
+        return sentences([*self.doubts(), *masked(self.broken)])
 
     def doubts(self) -> list[Doubt]:
         """The reasons of all members, without what they say of each other."""
@@ -119,13 +127,23 @@ class CascadeResult(NamedTuple):
         for name, (seen, result) in self.members.items():
             weaker = result.diagnostics.weaker & ~self.success[seen]
             doubts = result.diagnostics._replace(weaker=weaker).doubts()
-            found += [doubt.by(name) for doubt in doubts]
+            found += [doubt._replace(member=name) for doubt in doubts]
         return found
 
 
-def broken_in(result: runner.AttackResult | CascadeResult) -> np.ndarray:
-    """`CascadeResult.broken`; of one attack, which comes after no other, nowhere."""
-    return getattr(result, "broken", np.zeros(len(result.success), bool))
+def broken_in(result: runner.AttackResult | CascadeResult, attack: Attack | Cascade) -> np.ndarray:
+    """`CascadeResult.broken`, of a result of `attack` or of some of its members only.
+
+    Nowhere of one attack by itself, which comes after no other.
+    """
+    if not isinstance(result, CascadeResult):
+        return np.zeros(len(result.success), bool)
+    return _by_any(result.by, result.members, attack.after_gradients)
+
+
+def _by_any(by: np.ndarray, members: Iterable[str], names: Sequence[str]) -> np.ndarray:
+    """`[N]` whether the member by whose number it fell has one of these names."""
+    return np.isin(by, [number for number, name in enumerate(members) if name in names])
 
 
 def masked(broken: np.ndarray) -> list[Doubt]:
@@ -138,10 +156,10 @@ def masked(broken: np.ndarray) -> list[Doubt]:
     if number <= MASKED * broken.size:
         return []
     sentence = (
-        f"{number} of {broken.size} examples fell to an attack without gradients after all "
-        "gradient attacks before it had failed: gradients may be masked."
+        "{number} of {among} examples fell to an attack without gradients after all gradient "
+        "attacks before it had failed: gradients may be masked."
     )
-    return [Doubt("masked", sentence, number)]
+    return [Doubt("masked", sentence, number, broken.size)]
 
 
 def run(
@@ -175,7 +193,8 @@ def run(
         random numbers do not depend on which others are attacked with it; default 0 to N - 1.
       batch_size: lanes at most; half of them, and so on, where that is enough for all examples.
       devices: to share the lanes; all local ones by default.
-      progress: called with (examples done, examples in all) now and then.
+      progress: called with (examples done, examples in all) now and then; a cascade counts them
+        once for each member.
 
     Returns:
       What was found, and reasons to doubt it.
@@ -183,11 +202,40 @@ def run(
     Raises:
       ValueError: an argument out of range; raised before anything is compiled.
     """
-    given = validated(
+    given = checked(
         attack, classifier, images, labels,
         key=key, eps=eps, indices=indices, batch_size=batch_size, devices=devices,
     )  # fmt: skip
     return run_on(attack, classifier, given, progress)
+
+
+@precision.single()
+def checked(
+    attack: Attack | Cascade,
+    classifier: Classifier,
+    images: np.ndarray,
+    labels: np.ndarray,
+    **options,
+) -> Inputs:
+    """`validated`, and every member asked for the shapes of its state: what cannot take the images
+    raises here. Nothing is compiled.
+    """
+    given = validated(attack, classifier, images, labels, **options)
+    # The arguments lie as in `runner.run`, which traces nothing again.
+    replicated = NamedSharding(given.mesh, PartitionSpec())
+    classifier, key = jax.device_put((classifier, given.key), replicated)
+    first = np.zeros(given.width, np.int32)
+    labels, indices, eps = (part[first] for part in (given.labels, given.indices, given.eps))
+    for _, member in members_of(attack):
+        attacked, inputs = as_attacked(member, classifier, given.images)
+        examples = inputs[first], labels, indices, first, eps
+        programs.of(member, given.mesh).start.eval_shape(attacked, examples, key)
+    return given
+
+
+def members_of(attack: Attack | Cascade) -> tuple[tuple[str, Attack], ...]:
+    """Names and attacks of a cascade; an attack by itself has no name."""
+    return attack.members if isinstance(attack, Cascade) else (("", attack),)
 
 
 def run_on(
@@ -199,7 +247,6 @@ def run_on(
     """`run` on arguments that have been checked; all that it runs has as many lanes."""
     if isinstance(attack, Attack):
         return runner.run(attack, classifier, given, progress)
-    _require_starts(attack, classifier, given)
     number, found, members = len(given.images), None, {}
     by = np.full(number, -1)
     for place, (name, member) in enumerate(attack.members):
@@ -233,24 +280,8 @@ def run_on(
     if progress is not None:
         progress(len(attack.members) * number, len(attack.members) * number)
     found = found._replace(diagnostics=_merged(attack, found.success, members))
-    after = [n for n, (name, _) in enumerate(attack.members) if name in attack.after_gradients]
-    return CascadeResult(*found, by=by, members=members, broken=np.isin(by, after))
-
-
-def _require_starts(cascade: Cascade, classifier: Classifier, given: Inputs) -> None:
-    """Asks every member for the shapes of its state: one that cannot take the images raises here.
-
-    Nothing is compiled. The arguments lie as in `runner.run`, which traces nothing again.
-    """
-    sharding = NamedSharding(given.mesh, PartitionSpec())
-    classifier, key = jax.device_put((classifier, given.key), sharding)
-    first = np.zeros(given.width, np.int32)
-    labels, indices, eps = (part[first] for part in (given.labels, given.indices, given.eps))
-    with jax.default_matmul_precision("highest"):
-        for _, member in cascade.members:
-            attacked, inputs = as_attacked(member, classifier, given.images)
-            examples = inputs[first], labels, indices, first, eps
-            programs.of(member, given.mesh).start.eval_shape(attacked, examples, key)
+    broken = _by_any(by, members, attack.after_gradients)
+    return CascadeResult(*found, by=by, members=members, broken=broken)
 
 
 def _merged(cascade: Cascade, success: np.ndarray, members: dict) -> Diagnostics:

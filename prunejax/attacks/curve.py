@@ -9,8 +9,8 @@ import numpy as np
 
 from prunejax.attacks import cascade
 from prunejax.attacks.attack import Attack
-from prunejax.attacks.diagnostics import strongest
-from prunejax.attacks.inputs import require_attack, require_counts, require_options, validated
+from prunejax.attacks.diagnostics import sentences
+from prunejax.attacks.inputs import require_attack, require_counts, require_options
 from prunejax.attacks.runner import AttackResult
 from prunejax.classifier import Classifier
 
@@ -81,29 +81,35 @@ def robust_accuracies(
     if not attack.minimum_norm:
         require_counts("budgets", numbers, attack.norm)
     eps = None if attack.minimum_norm else numbers[-1]
-    given = validated(attack, classifier, images, labels, key=key, eps=eps, **options)
+    given = cascade.checked(attack, classifier, images, labels, key=key, eps=eps, **options)
     budgets, number = numbers.astype(np.float32), len(given.images)
     once, others = _without_budgets(attack, len(budgets))
-    runs, doubts, nearest = [], [], np.full(number, np.inf)
+    # Those without gradients are asked last, for what all others had failed on.
+    blind = getattr(attack, "after_gradients", ())
+    runs, doubts = [], []
+    nearest, blindly = np.full(number, np.inf), np.full(number, np.inf)
     for name, member in once.items():
         run = cascade.run_on(member, classifier, given, progress)
-        nearest = np.minimum(nearest, run.distance)
+        found = blindly if name in blind else nearest
+        np.minimum(found, run.distance, out=found)
         runs.append(run)
-        doubts += [doubt.by(name) if name else doubt for doubt in run.doubts()]
+        doubts += [doubt._replace(member=name) for doubt in run.doubts()]
     standing, left, broken = np.arange(number), [], np.zeros(number, bool)
     for eps in budgets:
         standing = standing[nearest[standing] > eps]
         if others is not None and len(standing):
             some = given._replace(eps=np.full(number, eps)).of(standing)
             run = cascade.run_on(others, classifier, some, progress)
-            broken[standing] |= cascade.broken_in(run)
+            broken[standing] |= cascade.broken_in(run, attack)
             standing = standing[~run.success]
             runs.append(run)
             doubts += run.doubts()
+        broken[standing] |= blindly[standing] <= eps
+        standing = standing[blindly[standing] > eps]
         left.append(len(standing) / number)
     whole = runs[0] if len(runs) == 1 else None
-    said = [doubt.sentence for doubt in strongest([*doubts, *cascade.masked(broken)])]
-    return CurveResult(budgets, np.array(left), whole, tuple(said))
+    said = tuple(sentences([*doubts, *cascade.masked(broken)]))
+    return CurveResult(budgets, np.array(left), whole, said)
 
 
 def _increase(budgets: np.ndarray) -> bool:

@@ -5,7 +5,7 @@ evaluating adversarial robustness", ask for.
 """
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,30 +16,57 @@ ALIKE = 1e-3
 
 
 class Doubt(NamedTuple):
-    """A reason to doubt a result.
+    """A reason to doubt a result, or a count that is 0 and none.
 
     Attributes:
-      kind: the same in doubts whose sentences differ in their numbers alone.
-      sentence: that says it.
-      number: how many examples it is about, or by how much something differs.
+      kind: what it is about; doubts of one kind differ in what follows only.
+      sentence: that says it, with "{number}" and "{among}" in their places.
+      number: how many examples or attempts it is about, or by how much something differs.
+      among: of how many examples they were counted; 0 where none are.
+      member: of an ensemble, that it is about; "" for a whole.
+      budget: of the run that it is about, where there are several.
     """
 
     kind: str
     sentence: str
     number: float = 0
+    among: int = 0
+    member: str = ""
+    budget: float | None = None
 
-    def by(self, member: str) -> "Doubt":
-        """The same, said by a member of an ensemble."""
-        return Doubt(f"{member}: {self.kind}", f"{member}: {self.sentence}", self.number)
+    @property
+    def holds(self) -> bool:
+        """Whether there is something to doubt."""
+        return self.number > 0 or not self.among
+
+    @property
+    def said(self) -> str:
+        """The sentence with its numbers and the name of the member."""
+        sentence = self.sentence.format(number=self.number, among=self.among)
+        return f"{self.member}: {sentence}" if self.member else sentence
 
 
-def strongest(doubts: Iterable[Doubt]) -> list[Doubt]:
-    """One doubt of each kind, that of the largest number, in the order in which they first came."""
-    found: dict[str, Doubt] = {}
-    for doubt in doubts:
-        if doubt.kind not in found or doubt.number > found[doubt.kind].number:
-            found[doubt.kind] = doubt
+def added(doubts: Iterable[Doubt]) -> list[Doubt]:
+    """One of each kind, member and budget, of runs on different examples: what was counted adds up.
+
+    Of what was measured the largest remains.
+    """
+    found: dict[Any, Doubt] = {}
+    for new in doubts:
+        same = new.kind, new.member, new.budget
+        old = found.get(same, new._replace(number=0, among=0))
+        number = old.number + new.number if new.among else max(old.number, new.number)
+        found[same] = new._replace(number=number, among=old.among + new.among)
     return list(found.values())
+
+
+def sentences(doubts: Iterable[Doubt]) -> list[str]:
+    """What holds, once for each kind and member: that of the largest number, as they first came."""
+    found: dict[Any, Doubt] = {}
+    for doubt in filter(lambda doubt: doubt.holds, doubts):
+        same = doubt.kind, doubt.member
+        found[same] = max(found.get(same, doubt), doubt, key=lambda doubt: doubt.number)
+    return [doubt.said for doubt in found.values()]
 
 
 class Diagnostics(NamedTuple):
@@ -61,8 +88,8 @@ class Diagnostics(NamedTuple):
       weaker: `[N]` whether one step finds for an example what the attack did not: the maximum of
         the loss, linearised at the clean image, over the same ball and the box (FGSM). For
         minimum-norm attacks, which have no ball, a corner of the box, where they found nothing.
-      diverged: attempts that ended in NaN: in the attack's state, or in the logits of what it found
-        or of its last iterate.
+      diverged: attempts that ended in NaN, in the attack's state or in the logits of what it found
+        or of its last iterate, or there in a logit of plus infinity.
       outside: images claimed as successes that lie outside ball or box; they were refused.
       unconfirmed: claimed successes that a fresh forward pass did not confirm; refused as well. In
         minimum-norm attacks only those that are not confirmed a thousandth farther away either.
@@ -83,88 +110,81 @@ class Diagnostics(NamedTuple):
 
     def warnings(self) -> list[str]:
         """One sentence for each reason to doubt."""
-        return [doubt.sentence for doubt in self.doubts()]
+        return sentences(self.doubts())
 
     def doubts(self) -> list[Doubt]:
-        """The reasons to doubt, each of another kind."""
+        """The reasons to doubt, each of another kind, and the counts that are 0."""
         found, size = [], self.weaker.size
 
-        def doubt(kind, sentence, number=0):
+        def measured(kind, sentence, number=0.0):
             found.append(Doubt(kind, sentence, number))
 
-        zero, non_finite, at_target = (
-            round(share * size) for share in (self.zero_gradient, self.non_finite, self.at_target)
-        )
+        def counted(kind, sentence, number):
+            found.append(Doubt(kind, sentence, int(number), size))
+
         if self.loss != self.asked_loss:
-            doubt(
+            measured(
                 "loss",
                 f"loss {self.asked_loss!r} needs more classes than there are; "
                 f"{self.loss!r} was used.",
             )
-        if zero:
-            doubt(
-                "zero_gradient",
-                f"{zero} of {size} images have a zero gradient: robustness may be masked, look "
-                "at a black-box attack and at the margin loss.",
-                zero,
-            )
-        if non_finite:
-            doubt(
-                "non_finite",
-                f"{non_finite} of {size} images have non-finite logits or gradients.",
-                non_finite,
-            )
+        counted(
+            "zero_gradient",
+            "{number} of {among} images have a zero gradient: robustness may be masked, look at a "
+            "black-box attack and at the margin loss.",
+            round(self.zero_gradient * size),
+        )
+        counted(
+            "non_finite",
+            "{number} of {among} images have non-finite logits or gradients.",
+            round(self.non_finite * size),
+        )
         if self.probabilities:
-            doubt(
+            measured(
                 "probabilities",
                 "The outputs look like probabilities; remove the softmax, logits are needed.",
             )
-        if self.at_target > 0.5:
-            doubt(
-                "at_target",
-                f"{at_target} of {size} images are classified as the class to reach already: "
-                "labels of a targeted attack are that class, not the true one.",
-                at_target,
-            )
+        counted(
+            "at_target",
+            "{number} of {among} images are classified as the class to reach already: labels of a "
+            "targeted attack are that class, not the true one.",
+            round(self.at_target * size) if self.at_target > 0.5 else 0,
+        )
         if self.unrepeatable > REPEATABLE:
-            doubt(
+            measured(
                 "unrepeatable",
-                f"Logits of repeated passes differ by {self.unrepeatable:.2g}: a randomised "
-                "network needs expectation over its randomness.",
+                "Logits of repeated passes differ by {number:.2g}: a randomised network needs "
+                "expectation over its randomness.",
                 self.unrepeatable,
             )
         elif self.batch_dependent > ALIKE:
-            doubt(
+            measured(
                 "batch_dependent",
-                f"Logits of an image differ by {self.batch_dependent:.2g} of the largest beside "
-                "other images: use the network in evaluation mode, or results depend on the batch.",
+                "Logits of an image differ by {number:.2g} of the largest beside other images: use "
+                "the network in evaluation mode, or results depend on the batch.",
                 self.batch_dependent,
             )
-        if weaker := int(self.weaker.sum()):
-            doubt(
-                "weaker",
-                f"{weaker} of {size} examples fell to a single step along the gradient but not "
-                "to this attack, which is weaker there: it has too few steps or too large ones, or "
-                "the gradients are masked.",
-                weaker,
-            )
-        if self.diverged:
-            doubt(
-                "diverged",
-                f"{self.diverged} attempts ended in NaN: near some images the network is not "
-                "finite, and examples may count as robust only because the attack got lost there.",
-                self.diverged,
-            )
-        if self.outside:
-            doubt(
-                "outside",
-                f"{self.outside} returned images were outside ball or box and were refused.",
-                self.outside,
-            )
-        if self.unconfirmed:
-            doubt(
-                "unconfirmed",
-                f"{self.unconfirmed} successes were not confirmed and were refused.",
-                self.unconfirmed,
-            )
+        counted(
+            "weaker",
+            "{number} of {among} examples fell to a single step along the gradient but not to this "
+            "attack, which is weaker there: it has too few steps or too large ones, or the "
+            "gradients are masked.",
+            self.weaker.sum(),
+        )
+        counted(
+            "diverged",
+            "{number} attempts ended in NaN or infinity: near some images the network is not "
+            "finite, and examples may count as robust only because the attack got lost there.",
+            self.diverged,
+        )
+        counted(
+            "outside",
+            "{number} returned images were outside ball or box and were refused.",
+            self.outside,
+        )
+        counted(
+            "unconfirmed",
+            "{number} successes were not confirmed and were refused.",
+            self.unconfirmed,
+        )
         return found

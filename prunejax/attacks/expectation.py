@@ -22,9 +22,11 @@ class Expectation:
 
     The draws are a function of the image's bits: another iterate of an attack meets other draws, as
     when the network drew anew at each pass, and yet the same image gives the same answer, so that
-    attacks, their confirmation and their resumption stay reproducible. Gradients are the mean over
-    the draws: expectation over transformation, Athalye et al. (2018), "Synthesizing robust
-    adversarial examples".
+    attacks, their confirmation and their resumption stay reproducible. Gradients of logits are the
+    mean over the draws: expectation over transformation, Athalye et al. (2018), "Synthesizing
+    robust adversarial examples". An attack climbs the loss of the mean logits, not the mean of the
+    draws' losses: the same for the margin with a given target, but the cross-entropy saturates
+    where the mean is certain, though some draws are not.
 
     What `attacks.run` confirms is the mean over the draws of the returned image: the pass is a
     fresh one, the draws are those that the attack has met there. An attack that looks at hundreds
@@ -52,6 +54,7 @@ class Expectation:
 
     def __post_init__(self):
         checks.integer("samples", self.samples, least=1)
+        checks.integer("seed", self.seed, least=0)
 
     def __call__(self, variables: Any, images: jax.Array) -> jax.Array:
         def one(image):
@@ -76,7 +79,7 @@ def expectation(
       seed: of the draws.
 
     Raises:
-      ValueError: `samples` is no integer of at least 1.
+      ValueError: `samples` is no integer of at least 1, or `seed` none of at least 0.
     """
     return Classifier(variables, Expectation(apply_fn, samples, seed))
 

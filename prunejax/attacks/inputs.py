@@ -66,10 +66,10 @@ def validated(
             "a batch [N, ...] of floats in [0, 1] is needed (divide bytes by 255)."
         )
     number = len(images)
-    if number == 0 or labels.shape != (number,):
+    if images.size == 0 or labels.shape != (number,):
         raise ValueError(
             f"labels has shape {labels.shape} for images of shape {images.shape}; "
-            "one label an image is needed, and at least one image."
+            "one label an image is needed, and at least one image of at least one entry."
         )
     if not (images.min() >= 0 and images.max() <= 1):
         raise ValueError(
@@ -77,10 +77,12 @@ def validated(
             "normalisation belongs inside the classifier."
         )
     classes = _classes(classifier, images.shape[1:])
-    if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0 or labels.max() >= classes:
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"labels has dtype {labels.dtype}; integers are needed, one a class.")
+    if labels.min() < 0 or labels.max() >= classes:
         raise ValueError(
-            f"labels are {labels.dtype} in [{labels.min()}, {labels.max()}]; "
-            f"integers in [0, {classes - 1}] are needed, for the classifier has {classes} classes."
+            f"labels lies in [{labels.min()}, {labels.max()}]; it must lie in [0, {classes - 1}], "
+            f"for the classifier has {classes} classes."
         )
     eps = _budgets(attack, eps, number)
     indices = np.arange(number) if indices is None else np.asarray(indices)
@@ -191,24 +193,28 @@ def _classes(classifier: Classifier, image_shape: tuple[int, ...]) -> int:
                 f"classifier{jax.tree_util.keystr(path)} has NaN or infinite entries; "
                 "a network that has diverged cannot be attacked, restore an earlier checkpoint."
             )
-    try:
-        # Of a jitted function, so that a network is traced once and not for every attack.
-        logits = _logits.eval_shape(classifier, jax.ShapeDtypeStruct((2, *image_shape), "float32"))
-    except Exception as error:  # whatever the network raises on such images
-        raise ValueError(
-            f"images has the shape {image_shape} without its first axis, which the classifier does "
-            f"not take ({type(error).__name__}: {error}); give it what it was trained on."
-        ) from error
-    shape = getattr(logits, "shape", ())
-    if len(shape) != 2 or shape[0] != 2 or shape[1] < 2:
-        raise ValueError(
-            f"classifier returns {logits} for 2 images; logits [2, C] of at least 2 classes are "
-            "needed (one logit z, which a sigmoid follows, is the same as the two 0 and z)."
-        )
-    if not jnp.issubdtype(logits.dtype, jnp.floating):
-        raise ValueError(
-            f"classifier returns {logits}; real numbers are needed, the logits before any argmax."
-        )
+    for number in (2, 1):  # attacks look at single images too
+        images = jax.ShapeDtypeStruct((number, *image_shape), "float32")
+        try:
+            # Of a jitted function, so that a network is traced once and not for every attack.
+            logits = _logits.eval_shape(classifier, images)
+        except Exception as error:  # whatever the network raises on such images
+            raise ValueError(
+                f"images has the shape {image_shape} without its first axis, which the classifier "
+                f"does not take ({type(error).__name__}: {error}); give it what it was trained on."
+            ) from error
+        shape = getattr(logits, "shape", ())
+        if len(shape) != 2 or shape[0] != number or shape[1] < 2:
+            raise ValueError(
+                f"classifier returns {logits} for images of shape {images.shape}; logits "
+                f"[{number}, C] of at least 2 classes are needed (one logit z, which a sigmoid "
+                "follows, is the same as the two 0 and z)."
+            )
+        if not jnp.issubdtype(logits.dtype, jnp.floating):
+            raise ValueError(
+                f"classifier returns {logits}; real numbers are needed, the logits before any "
+                "argmax."
+            )
     return shape[1]
 
 

@@ -58,6 +58,12 @@ class Lanes:
         return bool(leaving.any()) and bool(enough or (self.left[self.occupied] <= 0).any())
 
 
+def lanes_of(number: int, width: int, devices: int) -> int:
+    """`width`, or where they hold all examples the fewest that there are: two sizes and no more."""
+    fewest = lane_count(1, width, devices)
+    return fewest if number <= fewest else width
+
+
 def lane_count(number: int, batch_size: int, devices: int) -> int:
     """`batch_size`, or a half of it, and so on, where that holds all examples.
 

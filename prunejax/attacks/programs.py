@@ -90,7 +90,8 @@ def of(attack: Attack, mesh: Mesh) -> Programs:
         return Checked(
             Found(_select(success, image, images), success, jnp.where(success, distance, jnp.inf)),
             sizes={n: jax.vmap(norm.distance)(image - images) for n, norm in norms.NORMS.items()},
-            diverged=jnp.isnan(logits).any(axis=1) | _any_nan(state),
+            # A class that is masked has a logit of minus infinity, and means it.
+            diverged=~(logits < jnp.inf).all(axis=1) | _any_nan(state),
             outside=found.success & ~inside,
             unconfirmed=found.success & ~confirmed,
         )

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from prunejax import norms
+from prunejax import norms, precision
 from prunejax.attacks import programs
 from prunejax.attacks.attack import Attack, as_attacked
 from prunejax.attacks.diagnostics import Diagnostics, Doubt
@@ -37,8 +37,9 @@ class AttackResult(NamedTuple):
       sizes: of the perturbation in every norm, `{name: [N]}`, so that L0 is known in features and
         in pixels; 0 where nothing was found.
       forwards, backwards: passes through the classifier that the attack made for each example,
-        those of all its attempts and none of the checks. One through an `expectation` takes all its
-        draws.
+        those of all its attempts and none of the checks, nor the look at the clean image that tells
+        whether to attack it and which classes to head for. One through an `expectation` takes all
+        its draws.
       diagnostics: reasons to doubt the result.
     """
 
@@ -55,10 +56,11 @@ class AttackResult(NamedTuple):
         return self.diagnostics.warnings()
 
     def doubts(self) -> list[Doubt]:
-        """The same, with the numbers by which one of each kind can be chosen."""
+        """The same, with the numbers by which those of several runs are put together."""
         return self.diagnostics.doubts()
 
 
+@precision.single()
 def run(
     attack: Attack,
     classifier: Classifier,
@@ -89,45 +91,43 @@ def run(
         of = np.maximum(lanes.example, 0)
         return inputs[of], labels[of], given.indices[of], lanes.attempt, eps[of]
 
-    with jax.default_matmul_precision("highest"):
-        # First, for it refuses images that the attack cannot take before anything is compiled.
-        shapes = compiled.start.eval_shape(attacked, examples(), key)[0]
-        state = programs.blank(shapes, key, NamedSharding(mesh, PartitionSpec("data")))
-        doubts = inspect(attack, classifier, images, labels, eps, width=given.width, mesh=mesh)
-        result = AttackResult(images.copy(), success, distance, forwards, backwards, sizes, doubts)
-        while lanes.busy or lanes.queue:
-            fresh = lanes.fill(attack.steps)
-            if fresh.any():
-                state, clean = compiled.fill(attacked, examples(), key, state, fresh)
-                already = np.asarray(clean) & fresh
-                of = lanes.example[already]
-                success[of], distance[of] = True, 0.0
-                lanes.leave(already)
-            steps = min(chunk, lanes.shortest())
-            state, finished, taken = compiled.advance(attacked, state, steps)
-            lanes.advanced(steps, np.asarray(taken))
-            leaving = lanes.occupied & (np.asarray(finished) | (lanes.left <= 0))
-            if lanes.should_settle(leaving):
-                of = np.maximum(lanes.example, 0)
-                checked = jax.device_get(
-                    compiled.settle(attacked, state, images[of], labels[of], eps[of])
-                )
-                diverged += int(np.sum(checked.diverged & leaving))
-                outside += int(np.sum(checked.outside & leaving))
-                unconfirmed += int(np.sum(checked.unconfirmed & leaving))
-                better = leaving & (checked.found.distance < distance[of])
-                for whole, part in zip(result[:3], checked.found, strict=True):
-                    whole[of[better]] = part[better]
-                for name, size in checked.sizes.items():
-                    sizes[name][of[better]] = size[better]
-                for count, passes in zip(
-                    (forwards, backwards), _passes(attack, given.classes), strict=True
-                ):
-                    np.add.at(count, of[leaving], passes(lanes.taken[leaving]))
-                again = leaving & (lanes.attempt + 1 < attempts)
-                lanes.leave(leaving, again if attack.minimum_norm else again & ~success[of])
-            if progress is not None:
-                progress(number - lanes.remaining, number)
+    shapes = compiled.start.eval_shape(attacked, examples(), key)[0]
+    state = programs.blank(shapes, key, NamedSharding(mesh, PartitionSpec("data")))
+    doubts = inspect(attack, classifier, images, labels, eps, width=given.width, mesh=mesh)
+    result = AttackResult(images.copy(), success, distance, forwards, backwards, sizes, doubts)
+    while lanes.busy or lanes.queue:
+        fresh = lanes.fill(attack.steps)
+        if fresh.any():
+            state, clean = compiled.fill(attacked, examples(), key, state, fresh)
+            already = np.asarray(clean) & fresh
+            of = lanes.example[already]
+            success[of], distance[of] = True, 0.0
+            lanes.leave(already)
+        steps = min(chunk, lanes.shortest())
+        state, finished, taken = compiled.advance(attacked, state, steps)
+        lanes.advanced(steps, np.asarray(taken))
+        leaving = lanes.occupied & (np.asarray(finished) | (lanes.left <= 0))
+        if lanes.should_settle(leaving):
+            of = np.maximum(lanes.example, 0)
+            checked = jax.device_get(
+                compiled.settle(attacked, state, images[of], labels[of], eps[of])
+            )
+            diverged += int(np.sum(checked.diverged & leaving))
+            outside += int(np.sum(checked.outside & leaving))
+            unconfirmed += int(np.sum(checked.unconfirmed & leaving))
+            better = leaving & (checked.found.distance < distance[of])
+            for whole, part in zip(result[:3], checked.found, strict=True):
+                whole[of[better]] = part[better]
+            for name, size in checked.sizes.items():
+                sizes[name][of[better]] = size[better]
+            for count, passes in zip(
+                (forwards, backwards), _passes(attack, given.classes), strict=True
+            ):
+                np.add.at(count, of[leaving], passes(lanes.taken[leaving]))
+            again = leaving & (lanes.attempt + 1 < attempts)
+            lanes.leave(leaving, again if attack.minimum_norm else again & ~success[of])
+        if progress is not None:
+            progress(number - lanes.remaining, number)
     return result._replace(
         diagnostics=doubts._replace(
             weaker=doubts.weaker & ~success,

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from prunejax.attacks import Attack, Cascade
+from prunejax.attacks.inputs import require_attack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,8 +22,8 @@ class Protocol:
       stated: the one budget that tables quote.
 
     Raises:
-      ValueError: a name that is none of a file, a targeted attack, or budgets that are not finite,
-        not increasing or negative, or not those at which it runs.
+      ValueError: a name that is none of a file, no attack or a targeted one, or budgets that are
+        not finite, not increasing or negative, or not those at which it runs.
     """
 
     name: str
@@ -31,16 +32,20 @@ class Protocol:
     stated: float
 
     def __post_init__(self):
-        if not self.name or pathlib.PurePath(self.name).name != self.name:
+        named = isinstance(self.name, str) and self.name
+        if not named or pathlib.PurePath(self.name).name != self.name:
             raise ValueError(f"name is {self.name!r}; it must be one for a file, without folders.")
+        require_attack(self.attack)
         if self.attack.targeted:
             raise ValueError(
                 f"attack of {self.name!r} is {self.attack}, targeted; accuracy needs one that only "
                 "leaves the true class."
             )
+        if np.ndim(self.budgets) != 1:
+            raise ValueError(f"budgets of {self.name!r} is {self.budgets!r}; a tuple is needed.")
         if not all(map(is_finite, self.budgets)):
             raise ValueError(f"budgets of {self.name!r} is {self.budgets}; all must be finite.")
-        if list(self.budgets) != sorted(set(self.budgets)) or not self.budgets:
+        if list(self.budgets) != sorted(set(self.budgets)) or not len(self.budgets):
             raise ValueError(
                 f"budgets of {self.name!r} is {self.budgets}; increasing ones are needed."
             )

@@ -9,7 +9,8 @@ norm          string    in which budget and distance are measured
 budget        float32   null for a minimum-norm attack
 success       bool      adversarial, confirmed by a fresh forward pass
 distance      float32   in the norm; 0: clean image misclassified, inf: nothing found
-linf .. l0_pixels  float32  size of the perturbation that was found, in every norm
+linf .. l0_pixels  float32  size of the perturbation that was found, in every norm; 0 where nothing
+                            was, so take means of successes only
 member      string    of a cascade's attacks the first that found it; null for other attacks, and
                       where nothing was found or needed
 forwards    int32     forward passes that were spent on it at this budget: 0 where it is recorded
@@ -28,7 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prunejax import norms
-from prunejax.attacks.diagnostics import Doubt
+from prunejax.attacks.diagnostics import Doubt, sentences
 
 SCHEMA = pa.schema(
     [
@@ -108,11 +109,11 @@ def warnings_in(path: str | pathlib.Path) -> list[str]:
     Raises:
       ValueError: the file is damaged.
     """
-    return [doubt.sentence for doubt in doubts_in(path)]
+    return sentences(doubts_in(path))
 
 
 def doubts_in(path: str | pathlib.Path) -> list[Doubt]:
-    """`warnings_in` with the numbers by which one of each kind can be chosen."""
+    """What `warnings_in` puts together: at each budget, and counts of 0 too."""
     if not pathlib.Path(path).exists():
         return []
     with _named(path):

@@ -15,11 +15,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jax.experimental import multihost_utils
 
-from prunejax import checks, trees
+from prunejax import checks, precision, trees
 from prunejax.attacks import Attack, Cascade, cascade
-from prunejax.attacks.diagnostics import Doubt, strongest
-from prunejax.attacks.inputs import Inputs, validated
-from prunejax.attacks.lanes import lane_count
+from prunejax.attacks.diagnostics import Doubt, added
+from prunejax.attacks.inputs import Inputs
+from prunejax.attacks.lanes import lane_count, lanes_of
 from prunejax.classifier import Classifier
 from prunejax.data import Dataset
 from prunejax.evaluation import records
@@ -35,6 +35,7 @@ ROUNDS_A_WRITE = 2
 FOUND = ("success", "distance", "forwards", "backwards")  # of results, by the names of the columns
 
 
+@precision.single()
 def predict(
     classifier: Classifier,
     images: np.ndarray,
@@ -57,14 +58,13 @@ def predict(
     checks.integer("batch_size", batch_size, least=1)
     size = min(batch_size, len(images))
     progress(0, len(images))
-    with jax.default_matmul_precision("highest"):
-        classes = []
-        for first in range(0, len(images), size):
-            batch = images[first : first + size]
-            # Padded to one size, so that one program serves all batches.
-            padded = np.concatenate([batch, np.repeat(batch[:1], size - len(batch), axis=0)])
-            classes.append(np.asarray(_predict(classifier, padded))[: len(batch)])
-            progress(first + len(batch), len(images))
+    classes = []
+    for first in range(0, len(images), size):
+        batch = images[first : first + size]
+        # Padded to one size, so that one program serves all batches.
+        padded = np.concatenate([batch, np.repeat(batch[:1], size - len(batch), axis=0)])
+        classes.append(np.asarray(_predict(classifier, padded))[: len(batch)])
+        progress(first + len(batch), len(images))
     return np.concatenate(classes)
 
 
@@ -93,7 +93,7 @@ def evaluate(
     What is there already is kept if data, attack, seed, network and variables are the same; of a
     plain function in the place of the network, if its name and its predictions are. Of one that
     holds its weights itself, without variables, that says too little: its records are made anew
-    each time. Warnings that count examples count those of one part that was attacked together.
+    each time. Warnings that count examples count those of the budget at which they are most.
 
     Args:
       classifier: under attack.
@@ -127,15 +127,17 @@ def evaluate(
         identified = bool(jax.tree.leaves(classifier.variables))
         done = records.read(path, settings) if identified else None
         doubts = [] if done is None else records.doubts_in(path)
+        doubts = [doubt for doubt in doubts if doubt.kind != "masked"]  # counted anew
         done = records.SCHEMA.empty_table() if done is None else done.replace_schema_metadata()
-        members = dict(enumerate(name for name, _ in _members(protocol.attack)))
+        members = dict(enumerate(name for name, _ in cascade.members_of(protocol.attack)))
 
         def add(rows, new=(), path=path, settings=settings, attack=protocol.attack):
             nonlocal done, doubts
             done = _replaced(done, rows)
-            doubts = strongest([*doubts, *new, *_masked(done, attack, len(images))])
+            doubts = added([*doubts, *new])
             if len(rows) and jax.process_index() == 0:
-                records.write(path, done, settings, doubts)
+                said = [*doubts, *_masked(done, attack, len(images))]
+                records.write(path, done, settings, said)
 
         for number, (budget, given) in enumerate(run):
             add(_fallen(done, budget))
@@ -143,10 +145,11 @@ def evaluate(
             for part in _parts(missing, batch_size):
                 before = number * len(images) + len(at_budget(done, budget))
 
-                def report(examples, _, name=protocol.name, before=before, run=run):
-                    progress(name, before + examples, len(run) * len(images))
+                def report(steps, all_, name=protocol.name, before=before, run=run, part=part):
+                    # A cascade takes as many steps for each example as it has members.
+                    progress(name, before + steps * len(part) // all_, len(run) * len(images))
 
-                report(0, None)  # while the attack is compiled
+                report(0, 1)  # while the attack is compiled
                 found = _attack_together(protocol.attack, classifier, given.of(part), report)
                 rows = records.table(
                     {
@@ -161,7 +164,8 @@ def evaluate(
                         **{name: found[name] for name in FOUND},
                     }
                 )
-                add(rows, found["doubts"])
+                at = None if budget is None else float(np.float32(budget))
+                add(rows, [doubt._replace(budget=at) for doubt in found["doubts"]])
         for budget in done["budget"].unique().drop_null().to_pylist():
             add(_fallen(done, budget))  # also those of earlier calls
         tables.append(done)
@@ -176,19 +180,15 @@ def _runs(
     seed: int,
     batch_size: int,
 ) -> list[tuple[float | None, Inputs]]:
-    """Budgets, and what is attacked at each: in lanes as for all examples, however many are left.
-
-    Other lanes would be other programs, to be compiled when few survive.
-    """
+    """Budgets, and what is attacked at each, in lanes as for all examples."""
     key = jax.random.key(seed)
-    share = -(-len(images) // jax.process_count())
 
     def given(budget: float | None) -> Inputs:
-        whole = validated(
+        whole = cascade.checked(
             protocol.attack, classifier, images, labels,
             key=key, eps=budget, batch_size=batch_size,
         )  # fmt: skip
-        return whole._replace(width=lane_count(share, batch_size, whole.mesh.size))
+        return whole._replace(width=lane_count(_share(len(images)), batch_size, whole.mesh.size))
 
     return [(budget, given(budget)) for budget in protocol.runs_at]
 
@@ -210,7 +210,8 @@ def _attack_together(
 ) -> dict[str, Any]:
     """Attacks these examples; of several processes each does a share, and all get the whole."""
     number, processes = len(given.images), jax.process_count()
-    share = -(-number // processes)
+    share = _share(number)
+    given = given._replace(width=lanes_of(share, given.width, given.mesh.size))
     # Shares of one size: some are done twice.
     padded = np.resize(np.arange(number), (processes, share))
     result = cascade.run_on(attack, classifier, given.of(padded[jax.process_index()]), progress)
@@ -222,8 +223,9 @@ def _attack_together(
     return found | {"doubts": _of_all_processes(result.doubts())}
 
 
-def _members(attack: Attack | Cascade) -> Sequence[tuple[str, Attack]]:
-    return attack.members if isinstance(attack, Cascade) else ()
+def _share(examples: int) -> int:
+    """Of each process."""
+    return -(-examples // jax.process_count())
 
 
 def _masked(done: pa.Table, attack: Attack | Cascade, examples: int) -> list[Doubt]:
@@ -234,13 +236,13 @@ def _masked(done: pa.Table, attack: Attack | Cascade, examples: int) -> list[Dou
 
 
 def _of_all_processes(doubts: list[Doubt]) -> list[Doubt]:
-    """Those of all processes, one of each kind."""
+    """Those of all processes, whose shares are different examples."""
     text = np.frombuffer(json.dumps(doubts).encode(), np.uint8)
     longest = np.max(multihost_utils.process_allgather(np.int32(len(text))))
     # What is gathered has one shape; blanks after JSON mean nothing.
     padded = np.pad(text, (0, longest - len(text)), constant_values=ord(" "))
     texts = multihost_utils.process_allgather(padded).reshape(-1, longest)
-    return strongest(Doubt(*one) for text in texts for one in json.loads(text.tobytes()))
+    return added(Doubt(*one) for text in texts for one in json.loads(text.tobytes()))
 
 
 def _fallen(done: pa.Table, budget: float | None) -> pa.Table:

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from prunejax import attacks
+from prunejax import attacks, checks
 from prunejax.attacks import Attack, Cascade
 from prunejax.classifier import Classifier
 
@@ -52,8 +52,7 @@ def accuracy_under(
         raise ValueError("images is empty; an accuracy needs some.")
     if len(labels) != len(images):
         raise ValueError(f"labels has {len(labels)} entries for {len(images)} images.")
-    if not 0 <= eps < np.inf:
-        raise ValueError(f"eps is {eps}; a finite budget of at least 0 is needed.")
+    checks.number("eps", eps, within="[0, inf)")
     if getattr(attack, "targeted", False):
         raise ValueError("attack is targeted; accuracy needs one that only leaves the true class.")
 

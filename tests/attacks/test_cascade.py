@@ -10,6 +10,7 @@ import pytest
 from prunejax import attacks
 from prunejax.attacks import runner
 from prunejax.classifier import Classifier
+from tests.compilations import compilations
 from tests.linear_models import minimum_distances, random_linear
 
 KEY = jax.random.key(0)
@@ -81,37 +82,36 @@ def test_individually_every_member_sees_all_and_the_worst_case_is_the_same(casca
     assert np.array_equal(every.by, result.by)
 
 
-class CountingNetwork:
-    """Notes the batch shapes with which it is traced."""
-
-    def __init__(self):
-        self.traced = []
-
-    def __call__(self, variables, images):
-        self.traced.append(images.shape)
-        flat = images.reshape(len(images), -1)
-        return jnp.stack([jnp.zeros(len(images)), jnp.sin(flat @ variables)], axis=1)
+def _sine(weights, images):
+    score = jnp.sin(images.reshape(len(images), -1) @ weights)
+    return jnp.stack([jnp.zeros_like(score), score], axis=1)
 
 
-def test_other_numbers_of_survivors_compile_nothing():
+@pytest.mark.parametrize(
+    "members",
+    [
+        MEMBERS,
+        pytest.param(attacks.autoattack().members, marks=pytest.mark.exhaustive, id="autoattack"),
+    ],
+)
+def test_other_numbers_of_survivors_compile_nothing(members):
     rng = np.random.default_rng(0)
-    network = CountingNetwork()
     images = rng.uniform(size=(40, 3, 2)).astype(np.float32)
     weights = rng.normal(size=6).astype(np.float32)
     labels = (np.sin(images.reshape(40, -1) @ weights) > 0).astype(int)
-    cascade = attacks.Cascade(norm="linf", members=MEMBERS)
+    cascade = attacks.Cascade(norm="linf", members=members)
 
     def survivors(scale, eps):
-        classifier = Classifier(scale * weights, network)
+        classifier = Classifier(scale * weights, _sine)
         result = attacks.run(cascade, classifier, images, labels, key=KEY, eps=eps, batch_size=16)
         return [len(seen) for seen, _ in result.members.values()]
 
     first = survivors(1, 0.01)
-    before = len(network.traced)
-    second = survivors(1, 0.2)
+    with compilations() as compiled:
+        second = survivors(1, 0.2)
     assert len(first) == len(second) == 4
     assert first != second
-    assert not network.traced[before:]
+    assert not compiled
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,20 +127,19 @@ def test_curves_and_bisection_keep_the_lanes_and_count_what_is_unconfirmed():
     """FGSM reaches class 1 from each image with any budget above its distance, and uses it all."""
     distances = (np.arange(70) + 0.5) / 280
     images = np.stack([0.5 - 2 * distances, np.full(70, 0.5)], axis=1).astype(np.float32)
-    network = CountingNetwork()
-    some = Classifier(np.array([1.0, -1.0], np.float32), network), images, np.zeros(70, int)
+    some = Classifier(np.array([1.0, -1.0], np.float32), _sine), images, np.zeros(70, int)
     options = {"key": KEY, "batch_size": 64}
     result = attacks.run(Claiming(), *some, eps=0.05, **options)
     assert np.array_equal(result.success, distances < 0.05)
     assert result.diagnostics.unconfirmed == np.sum(distances > 0.05)
-    before = len(network.traced)
 
-    budgets = [0.05, 0.15, 0.22]
-    curve = attacks.robust_accuracies(Claiming(), *some, budgets, **options)
-    # The last run sees 28 examples.
-    np.testing.assert_allclose(curve.accuracies, [56 / 70, 28 / 70, 8 / 70])
-
-    nearest = attacks.smallest_budget(Claiming(), *some, upper=0.11, halvings=3, **options)
+    with compilations() as compiled:
+        budgets = [0.05, 0.15, 0.22]
+        curve = attacks.robust_accuracies(Claiming(), *some, budgets, **options)
+        # The last run sees 28 examples.
+        np.testing.assert_allclose(curve.accuracies, [56 / 70, 28 / 70, 8 / 70])
+        nearest = attacks.smallest_budget(Claiming(), *some, upper=0.11, halvings=3, **options)
+    assert not compiled
     fallen = distances < 0.11
     assert np.array_equal(nearest.success, fallen)
     assert fallen.sum() == 31
@@ -149,7 +148,6 @@ def test_curves_and_bisection_keep_the_lanes_and_count_what_is_unconfirmed():
     np.testing.assert_allclose(nearest.distance[fallen], 0.11 * (bracket + 1) / 8, rtol=1e-5)
     failures = sum(int(number).bit_count() for number in bracket)
     assert nearest.diagnostics.unconfirmed == 39 + failures
-    assert not network.traced[before:]
 
 
 def _masked(_, images):
@@ -159,10 +157,16 @@ def _masked(_, images):
     return jnp.stack([jnp.full_like(x, 0.5), lying], axis=1)
 
 
-def test_masked_gradients_are_noticed():
+@pytest.mark.parametrize("gradient", [attacks.FGSM(), attacks.DeepFool(norm="linf")])
+@pytest.mark.parametrize(
+    "blind",
+    [attacks.Square(steps=30), attacks.HopSkipJump(norm="linf", steps=2, queries=20, tries=8)],
+    ids=lambda attack: type(attack).__name__,
+)
+def test_masked_gradients_are_noticed(gradient, blind):
+    """Whichever of the two knows no budget, and runs once for a whole curve."""
     images, labels = np.full((5, 1, 1, 1), 0.45, np.float32), np.zeros(5, int)
-    members = (("pgd", attacks.PGD(steps=5)), ("square", attacks.Square(steps=30)))
-    cascade = attacks.Cascade(norm="linf", members=(("fgsm", attacks.FGSM()), members[1]))
+    cascade = attacks.Cascade(norm="linf", members=(("gradient", gradient), ("blind", blind)))
     some = cascade, Classifier(None, _masked), images, labels
     result = attacks.run(*some, key=KEY, eps=0.1)
     assert np.array_equal(result.by, [1] * 5)
@@ -343,6 +347,7 @@ def test_a_member_that_cannot_take_the_images_says_so_before_any_has_run(monkeyp
         lambda: attacks.run(autoattack, *some, eps=0.1, key=KEY),
         lambda: attacks.smallest_budget(autoattack, *some, upper=0.1, key=KEY),
         lambda: attacks.robust_accuracies(autoattack, *some, [0.1], key=KEY),
+        lambda: attacks.robust_accuracies(autoattack, *some, [0.1, 0.2], key=KEY),
     ):
         with pytest.raises(ValueError, match=r"images has shape \[N, 2, 2, 2, 1\]; Square needs"):
             way()
@@ -360,6 +365,9 @@ def test_wrong_arguments_are_named(relu_network):
     for members in ((attacks.PGD(),), {"pgd": attacks.PGD()}, (("pgd",),)):
         with pytest.raises(ValueError, match="pairs of a name and an attack are needed"):
             attacks.Cascade(norm="linf", members=members)
+    for name in (0, None, ["pgd"]):
+        with pytest.raises(ValueError, match=r"members has the names \[.*\]; strings are needed"):
+            attacks.Cascade(norm="linf", members=((name, attacks.PGD()),))
     with pytest.raises(ValueError, match="individual is 'x'; it must be True or False"):
         attacks.autoattack(individual="x")
     for way in (

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from prunejax import attacks
-from prunejax.attacks.diagnostics import Doubt, strongest
+from prunejax.attacks.diagnostics import Doubt, added, sentences
 from prunejax.classifier import Classifier
 from prunejax.evaluation import predict
 
@@ -48,11 +48,28 @@ def test_zero_gradients_are_counted_among_all_images(batch_size):
     assert found.warnings()[0].startswith("4 of 8 images have a zero gradient")
 
 
-def test_of_one_kind_the_doubt_of_the_largest_number_is_kept():
-    few, many, other = Doubt("a", "2 of 2", 2), Doubt("a", "3 of 9", 3), Doubt("b", "Else.")
-    for doubts in ([few, other, many], [many, few, other, few]):
-        assert strongest(doubts) == [many, other]
-    assert strongest([few, many.by("x")]) == [few, Doubt("x: a", "x: 3 of 9", 3)]
+COUNTED = Doubt("a", "{number} of {among}.")
+MEASURED = Doubt("b", "By {number:.2g}.")
+
+
+def test_of_one_kind_the_doubt_of_the_largest_number_is_said():
+    few, many = COUNTED._replace(number=2, among=2), COUNTED._replace(number=3, among=9)
+    other, none = Doubt("c", "Else."), COUNTED._replace(kind="d", among=9)
+    for doubts in ([few, none, other, many], [many, few, other, few, none]):
+        assert sentences(doubts) == ["3 of 9.", "Else."]
+    assert sentences([few, many._replace(member="{x}")]) == ["2 of 2.", "{x}: 3 of 9."]
+
+
+def test_what_was_counted_on_different_examples_adds_up():
+    """With the examples that raised no doubt; of what was measured the largest remains."""
+    parts = [COUNTED._replace(number=number, among=16) for number in (0, 3, 1)]
+    parts += [MEASURED._replace(number=number) for number in (0.1, 0.3, 0.2)]
+    assert sentences(added(parts)) == ["4 of 48.", "By 0.3."]
+    assert added(added(parts[:2]) + added(parts[2:])) == added(parts)
+    apart = [
+        COUNTED._replace(number=1, among=2, **of) for of in ({}, {"member": "x"}, {"budget": 1})
+    ]
+    assert added(apart) == apart
 
 
 def saturated(_, images):
@@ -123,7 +140,23 @@ def test_attacks_that_end_where_the_network_is_nan_are_counted(norm, label):
     assert result.diagnostics.non_finite == 0
     assert result.diagnostics.diverged == 2 * 2  # 0.45 + 0.2 and 0.55 + 0.2, at both attempts
     (warning,) = result.warnings()
-    assert warning.startswith("4 attempts ended in NaN")
+    assert warning.startswith("4 attempts ended in NaN or infinity")
+
+
+@pytest.mark.parametrize(("high", "third", "diverged"), [(np.inf, -9.0, 2), (1.0, -np.inf, 0)])
+def test_attempts_that_end_where_a_logit_overflows_are_counted(high, third, diverged):
+    """Two images go beyond 0.6. A class that is masked everywhere is no doubt."""
+
+    def network(_, images):
+        x = images[:, 0]
+        own = jnp.where(x > 0.6, high, 1.0)
+        return jnp.stack([own, x - 5, jnp.full_like(x, third)], axis=1)
+
+    images = np.array([[0.1], [0.3], [0.45], [0.55]], np.float32)
+    some = Classifier(None, network), images, np.zeros(4, int)
+    result = attacks.run(attacks.PGD(steps=4, random_start=False), *some, key=KEY, eps=0.2)
+    assert not result.success.any()
+    assert result.diagnostics.diverged == diverged
 
 
 @pytest.mark.parametrize("label", [0, 3])

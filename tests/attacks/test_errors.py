@@ -77,9 +77,9 @@ def test_labels_out_of_range(labels, value):
     refused("labels", value, "[0, 2]", "3 classes", labels=np.array(labels))
 
 
-@pytest.mark.parametrize("labels", [np.array([0.0, 1.0, 2.0, 0.0]), np.array([True] * 4)])
+@pytest.mark.parametrize("labels", [[0.0, 1.0, 2.0, 0.0], [True] * 4, ["cat"] * 4, [None] * 4])
 def test_labels_that_are_no_integers(labels):
-    refused("labels", str(labels.dtype), labels=labels)
+    refused("labels has dtype", str(np.array(labels).dtype), "integers", labels=np.array(labels))
 
 
 @pytest.mark.parametrize(
@@ -95,6 +95,10 @@ def test_a_targeted_attack_without_targets():
 
 def test_no_images():
     refused("images", "(0, 3, 2, 1)", images=IMAGES[:0], labels=LABELS[:0])
+
+
+def test_images_without_entries():
+    refused("images", "(4, 0)", "at least one entry", images=np.zeros((4, 0), np.float32))
 
 
 @pytest.mark.parametrize("images", [IMAGES[0, 0, 0], np.float32(0.5)])
@@ -164,6 +168,11 @@ def test_a_classifier_of_decisions():
         lambda v, images: jax.nn.one_hot(logits(v, images).argmax(1), 3, dtype=int),
     )
     refused("classifier returns", "int32", "before any argmax", classifier=decided)
+
+
+def test_a_classifier_that_drops_the_batch_axis_of_one_image():
+    squeezing = Classifier(CLASSIFIER.variables, lambda v, images: jnp.squeeze(logits(v, images)))
+    refused("classifier returns", "(3,)", "(1, 3, 2, 1)", "[1, C]", classifier=squeezing)
 
 
 def test_a_classifier_of_one_class():

@@ -176,11 +176,12 @@ def test_a_network_that_draws_anew_at_each_pass_confirms_by_chance_and_says_so()
     assert any("needs expectation over its randomness" in each for each in result.warnings())
 
 
-def test_a_softmax_at_the_end_is_noticed():
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_softmax_at_the_end_is_noticed(dtype):
     """As behind a `Classifier`; of probabilities the mean is taken as they are."""
 
     def probabilities(weights, images, key):
-        return jax.nn.softmax(noisy(weights, images, key))
+        return jax.nn.softmax(noisy(weights, images, key).astype(dtype))
 
     some = np.full((4, 3), 0.5, np.float32), np.full(4, 1)
     options = {"key": jax.random.key(0), "eps": 0.1}
@@ -203,3 +204,9 @@ def test_the_default_kind_of_keys_changes_nothing():
 def test_a_number_of_draws_that_is_none(samples):
     with pytest.raises(ValueError, match=f"samples is {samples}; an integer of at least 1"):
         attacks.expectation(noisy, WEIGHTS, samples=samples)
+
+
+@pytest.mark.parametrize("seed", [-1, 2.5, "a"])
+def test_a_seed_that_is_none(seed):
+    with pytest.raises(ValueError, match=f"seed is {seed!r}; an integer of at least 0"):
+        attacks.expectation(noisy, WEIGHTS, seed=seed)

@@ -116,6 +116,9 @@ def in_all_ways(attack, eps, network, number, ways, unstable=0.0):
         same &= np.isclose(result.images, image, atol=1e-4).all(axis=(1, 2, 3))
         assert np.mean(~same) <= unstable
         np.testing.assert_allclose(result.distance, distance, rtol=0.2 if unstable else 1e-4)
+        if not unstable:
+            assert np.array_equal(result.forwards, reference.forwards[order])
+            assert np.array_equal(result.backwards, reference.backwards[order])
     return reference
 
 

@@ -11,6 +11,8 @@ import pytest
 
 from prunejax import attacks
 from prunejax.classifier import Classifier
+from prunejax.evaluation import predict
+from tests.compilations import compilations
 
 KEY = jax.random.key(3)
 
@@ -210,23 +212,15 @@ def test_the_last_iterate_counts():
     np.testing.assert_allclose(result.distance, [0.24], rtol=1e-5)
 
 
-class CountingNetwork:
-    """Notes the batch shapes with which it is traced."""
-
-    def __init__(self):
-        self.traced = []
-
-    def __call__(self, variables, images):
-        self.traced.append(images.shape)
-        flat = images.reshape(len(images), -1)
-        return jnp.stack([jnp.zeros(len(images)), jnp.sin(flat @ variables)], axis=1)
+def _sine(weights, images):
+    score = jnp.sin(images.reshape(len(images), -1) @ weights)
+    return jnp.stack([jnp.zeros_like(score), score], axis=1)
 
 
 @pytest.mark.parametrize("attack", [Guess(restarts=2), attacks.FGSM()])
 def test_other_numbers_of_examples_and_survivors_compile_nothing(attack):
     rng = np.random.default_rng(0)
-    network = CountingNetwork()
-    classifier = Classifier(rng.normal(size=6).astype(np.float32), network)
+    classifier = Classifier(rng.normal(size=6).astype(np.float32), _sine)
     images = rng.uniform(size=(40, 3, 2)).astype(np.float32)
     labels = (np.sin(images.reshape(40, -1) @ classifier.variables) > 0).astype(int)
 
@@ -236,13 +230,31 @@ def test_other_numbers_of_examples_and_survivors_compile_nothing(attack):
             attack, classifier, images[:number], labels[:number], key=KEY, eps=eps, batch_size=16
         )
 
-    run(40, classifier, 0.01)
-    assert len(network.traced) > 2
+    with compilations() as compiled:
+        run(40, classifier, 0.01)
+    assert len(compiled) > 2
     for number, scale, eps in ((37, 1, 0.1), (40, 2, 1.0), (16, 3, 0.0), (9, 3, 0.3)):
-        before = len(network.traced)
-        scaled = Classifier(scale * classifier.variables, network)  # equal networks share programs
-        run(number, scaled, eps)
-        assert not network.traced[before:]
+        with compilations() as compiled:
+            run(number, Classifier(scale * classifier.variables, _sine), eps)
+        assert not compiled
+
+
+@pytest.mark.filterwarnings("ignore:Explicitly requested dtype float64")
+@pytest.mark.parametrize(
+    "attack", [attacks.DDN(steps=3), attacks.APGD(steps=5), attacks.Square(steps=9)]
+)
+def test_double_precision_elsewhere_changes_nothing(attack, relu_network):
+    images, labels = relu_network.examples(9, wrong=1)
+    classifier, eps = relu_network.classifier, None if attack.minimum_norm else 0.05
+    expected = attacks.run(attack, classifier, images, labels, key=KEY, eps=eps)
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), classifier)
+        for network in (classifier, wide):
+            found = attacks.run(attack, network, images, labels, key=KEY, eps=eps)
+            assert found.images.dtype == np.float32
+            np.testing.assert_array_equal(found.images, expected.images)
+            np.testing.assert_array_equal(found.distance, expected.distance)
+            assert np.array_equal(predict(network, images), predict(classifier, images))
 
 
 @pytest.mark.parametrize(("restarts", "batch_size"), [(1, 4), (3, 4), (3, 64)])

@@ -28,6 +28,7 @@ from prunejax.evaluation import (
     robustness,
 )
 from prunejax.norms import NORMS
+from tests.compilations import compilations
 
 BUDGETS = (0.05, 0.1, 0.2)
 PROTOCOLS = [
@@ -47,26 +48,33 @@ IMAGES = np.arange(0, 250, 10, dtype=np.uint8).reshape(-1, 1, 1, 1)
 DATASET = Dataset(IMAGES, np.zeros(len(IMAGES), np.int32), ("low", "high"), "steps", "test")
 
 
+HALF = attacks.PGD(steps=1, relative_step=0.5, random_start=False)
+
+
 def _rows(table):
     return table.sort_by([("attack", "ascending"), ("budget", "ascending"), ("index", "ascending")])
 
 
 def test_accuracies_are_those_of_the_threshold(tmp_path):
-    calls = {"predictions": [], "pgd": [], "deepfool": []}
+    members = {"half": HALF, "deepfool": attacks.DeepFool(norm="linf"), "fgsm": attacks.FGSM()}
+    together = attacks.Cascade(norm="linf", members=tuple(members.items()))
+    protocols = [*PROTOCOLS, Protocol("cascade", together, BUDGETS, 0.1)]
+    calls = {name: [] for name in ("predictions", "pgd", "deepfool", "cascade")}
     table = evaluate(
         CLASSIFIER,
         DATASET,
-        PROTOCOLS,
+        protocols,
         tmp_path,
         batch_size=8,
         progress=lambda name, *call: calls[name].append(call),
     )
-    for name, number in (("predictions", 25), ("pgd", 25 * len(BUDGETS)), ("deepfool", 25)):
-        assert calls[name] == sorted(calls[name])
-        assert calls[name][0] == (0, number)
-        assert calls[name][-1] == (number, number)
+    for name, called in calls.items():
+        number = 25 * (len(BUDGETS) if name in ("pgd", "cascade") else 1)
+        assert {total for _, total in called} == {number}
+        assert called == sorted(called)
+        assert (called[0], called[-1]) == ((0, number), (number, number))
     x = IMAGES.ravel() / 255
-    for protocol in PROTOCOLS:
+    for protocol in protocols:
         own = table.filter(pc.equal(table["attack"], protocol.name))
         assert is_complete(own, protocol, len(DATASET))
         for budget in BUDGETS:
@@ -99,8 +107,7 @@ def test_an_evaluation_stopped_anywhere_goes_on_where_it_was(tmp_path, monkeypat
 
 
 def test_records_of_a_cascade_say_which_member_found_what_and_at_which_cost(tmp_path):
-    half = attacks.PGD(steps=1, relative_step=0.5, random_start=False)
-    both = attacks.Cascade(norm="linf", members=(("half", half), ("fgsm", attacks.FGSM())))
+    both = attacks.Cascade(norm="linf", members=(("half", HALF), ("fgsm", attacks.FGSM())))
     protocol = Protocol("both", both, BUDGETS[:2], 0.1)
     table = evaluate(CLASSIFIER, DATASET, [protocol], tmp_path, batch_size=8)
     rows = _rows(table).to_pylist()
@@ -177,7 +184,7 @@ def test_all_processes_know_the_warnings_of_each(first, second, together, monkey
     def process(number, sentences):
         own.process = number
         found = robustness._of_all_processes([Doubt(sentence, sentence) for sentence in sentences])
-        return [doubt.sentence for doubt in found]
+        return [doubt.said for doubt in found]
 
     monkeypatch.setattr(robustness.multihost_utils, "process_allgather", process_allgather)
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
@@ -284,6 +291,10 @@ TARGETED = attacks.FGSM(targeted=True)
         ),
         ({"name": "l2/pgd"}, "name is 'l2/pgd'; .* without folders"),
         ({"name": ""}, "name is ''"),
+        ({"name": 3}, "name is 3; .* without folders"),
+        ({"attack": "pgd"}, r"attack is 'pgd'; .*attacks\.create\(name"),
+        ({"budgets": 0.1}, "budgets of 'some' is 0.1; a tuple is needed"),
+        ({"budgets": np.array([0.2, 0.1])}, "increasing"),
         ({"budgets": (np.nan,)}, r"budgets of 'some' is \(nan,\); all must be finite"),
         ({"budgets": (0.1, np.inf)}, r"budgets of 'some' is \(0.1, inf\); all must be finite"),
         ({"budgets": (0.1, 1e39)}, "all must be finite"),
@@ -317,30 +328,27 @@ def test_protocols_of_one_name_are_refused(tmp_path):
         evaluate(CLASSIFIER, DATASET, 2 * _fgsm(0.1), tmp_path)
 
 
-class CountingThreshold:
-    """Notes the batch shapes with which it is traced."""
-
-    def __init__(self):
-        self.traced = []
-
-    def __call__(self, threshold, images):
-        self.traced.append(images.shape)
-        return _threshold(threshold, images)
-
-
-def test_other_numbers_of_survivors_compile_nothing(tmp_path):
-    """In the 64 lanes of the first run, though 32 would do for what it leaves."""
-    network = CountingThreshold()
+def test_other_numbers_of_survivors_compile_at_most_once_more(tmp_path, monkeypatch):
+    """In the 64 lanes of the first run, or where they are enough in 16; never in 32."""
     images = np.arange(70, dtype=np.uint8).reshape(-1, 1, 1, 1)
     dataset = Dataset(images, np.zeros(70, np.int32), ("low", "high"), "grey", "test")
-    some, first = (Classifier(np.float32(69.5 / 255), network), dataset), 40 / 255
-    evaluate(*some, _fgsm(first), tmp_path, batch_size=64)
-    assert any(shape[0] >= 32 for shape in network.traced)
-    before = len(network.traced)
-    table = evaluate(*some, _fgsm(first, 50 / 255), tmp_path, batch_size=64)
-    assert not network.traced[before:]
-    accuracies = [robust_accuracy(table, budget) for budget in (first, 50 / 255)]
-    np.testing.assert_allclose(accuracies, [30 / 70, 20 / 70])
+    classifier = Classifier(np.float32(69.5 / 255), lambda v, images: _threshold(v, images))
+    run, widths, budgets = cascade.run_on, [], []
+
+    def watched(attack, classifier, given, progress):
+        widths.append(given.width)
+        return run(attack, classifier, given, progress)
+
+    monkeypatch.setattr(cascade, "run_on", watched)
+    compiled = []
+    for left in (30, 20, 14, 9, 4):
+        budgets.append((70 - left) / 255)
+        with compilations() as programs:
+            table = evaluate(classifier, dataset, _fgsm(*budgets), tmp_path, batch_size=64)
+        assert robust_accuracy(table, budgets[-1]) == pytest.approx(left / 70)
+        compiled.append(len(programs) > 0)
+    assert widths == [64, 64, 64, 16, 16]
+    assert compiled == [True, False, False, True, False]
 
 
 def test_the_default_kind_of_keys_changes_nothing(tmp_path):
@@ -381,19 +389,33 @@ def test_what_gradients_miss_is_counted_among_all_examples(number, budgets, tmp_
         assert [warning.split(" after")[0] for warning in warnings] == said
 
 
-def test_a_doubt_of_many_runs_is_said_once(tmp_path):
-    """The gradient is 0 below a threshold: for 4 images of the first part, 8 of the second."""
+@pytest.mark.parametrize("stops", [(), (2,), (1, 4)])
+def test_a_doubt_of_many_runs_is_said_once_for_all_of_their_examples(stops, tmp_path, monkeypatch):
+    """Of 4 images in the first of three parts and 8 in the next the gradient is 0."""
 
     def flat(threshold, images):
         return _threshold(0.5, jnp.maximum(images, threshold))
 
-    images = np.full((32, 1, 1, 1), 100, np.uint8)
-    images[12:24] = 10
-    dataset = Dataset(images, np.zeros(32, np.int32), ("low", "high"), "grey", "test")
-    classifier = Classifier(np.float32(0.1), flat)
-    evaluate(classifier, dataset, _fgsm(0.01, 0.02), tmp_path, batch_size=8)
+    images = np.full((48, 1, 1, 1), 100, np.uint8)
+    images[12:24], images[47] = 10, 125  # the last one falls at 0.02
+    dataset = Dataset(images, np.zeros(48, np.int32), ("low", "high"), "grey", "test")
+    some = Classifier(np.float32(0.1), flat), dataset, _fgsm(0.02, 0.03), tmp_path
+    run, calls = cascade.run_on, []
+
+    def stopped(*args):
+        calls.append(len(calls))
+        if calls[-1] in stops:
+            raise KeyboardInterrupt
+        return run(*args)
+
+    monkeypatch.setattr(cascade, "run_on", stopped)
+    for _ in stops:
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(*some, batch_size=8)
+    evaluate(*some, batch_size=8)
+    assert len(calls) == 2 * 3 + len(stops)
     (warning,) = records.warnings_in(tmp_path / "fgsm.parquet")
-    assert warning.startswith("8 of 16 images have a zero gradient")
+    assert warning.startswith("12 of 48 images have a zero gradient")
 
 
 def test_doubts_that_older_records_keep_as_sentences_are_read(tmp_path):

@@ -106,8 +106,9 @@ def test_densities_of_equal_robust_accuracy_are_more_robust_than_equal_densities
         ({"images": PROBLEM.images[:0]}, "images is empty"),
         ({"labels": PROBLEM.labels[:3]}, "labels has 3 entries for 30 images"),
         ({"eps": -0.1}, r"eps is -0\.1"),
-        ({"eps": np.inf}, "eps is inf; a finite budget"),
-        ({"eps": np.nan}, "eps is nan; a finite budget"),
+        ({"eps": np.inf}, "eps is inf; it must lie in"),
+        ({"eps": np.nan}, "eps is nan; it must lie in"),
+        ({"eps": "a"}, "eps is 'a'; it must lie in"),
         ({"attack": TARGETED}, "attack is targeted"),
         (
             {"attack": attacks.Cascade(norm="linf", members=(("fgsm", TARGETED),))},

@@ -2,7 +2,7 @@
 
 import pathlib
 
-from experiments.benchmarks import attack_tables
+from experiments.benchmarks import attack_tables, timing
 
 RESULTS = pathlib.Path(attack_tables.__file__).parent / "results"
 
@@ -28,7 +28,7 @@ def report(**rows):
     return {
         "data": "invented",
         "date": "2026-01-02T03:04:05+00:00",
-        "machine": {"cores": 2, "processor": "Some", "python": "3.11"},
+        "machine": {"cores": 2, "processor": "Some", "python": "3.11", "backend": "cpu"},
         "versions": {"jax": "1.0"},
         "compile_seconds": 1.0,
         "measurements": [
@@ -71,6 +71,18 @@ def test_what_is_weaker_than_a_peer_stands_out():
         ["`alone`", "l2", "0.5", "prunejax", "104", "89.6", "", "", "4.0", "250", "", "100"],
     ]  # fmt: skip
     assert "## invented\n\n2026-01-02, 2 cores of a machine with Some, Python 3.11" in page
+
+
+def test_an_accelerator_is_named():
+    accelerated = report(alone=(0.5, (104, 9.0)))
+    accelerated["machine"] |= {"backend": "gpu", "device": "Some GPU", "devices": 1}
+    page = attack_tables.markdown([accelerated])
+    assert "2026-01-02, 1 Some GPU, 2 cores of a machine with Some, Python 3.11" in page
+
+
+def test_what_is_compiled_within_something_else_is_counted_once():
+    assert timing.covered([(5, 6), (0, 4), (1, 2), (3, 4.5)]) == 5.5
+    assert timing.covered([]) == 0
 
 
 def test_the_committed_page_is_that_of_the_committed_runs():
