@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from prunejax import checks
+from prunejax import checks, norms
 from prunejax.attacks import cascade
 from prunejax.attacks.attack import Attack
 from prunejax.attacks.diagnostics import Diagnostics, sentences
@@ -87,7 +87,7 @@ def smallest_budget(
     low, diagnostics = np.zeros_like(best.distance), [best.diagnostics]
     doubts, broken = best.doubts(), cascade.broken_in(best, attack)
     best = AttackResult(*best[: len(AttackResult._fields)])
-    counts = attack.norm in ("l0", "l0_pixels")
+    counts = norms.get(attack.norm).unit is not None
     if counts:
         halvings = given.images[0].size.bit_length()  # as many as close any bracket
     for _ in range(halvings):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from prunejax import checks, names
+from prunejax import checks, names, norms
 from prunejax.attacks.lanes import lane_count
 from prunejax.classifier import Classifier
 
@@ -153,7 +153,7 @@ def _mesh(devices: Sequence[jax.Device] | None) -> Mesh:
 
 def require_counts(name: str, budgets: np.ndarray, norm: str) -> None:
     """Raises a ValueError for budgets in L0 between 0 and 1, taken over from another norm."""
-    counted = {"l0": "features", "l0_pixels": "pixels"}.get(norm)
+    counted = norms.get(norm).unit
     if counted and ((budgets > 0) & (budgets < 1)).any():
         raise ValueError(
             f"{name} is {budgets}; in {norm!r} it is a number of {counted}, 0 or at least 1 is "

@@ -62,8 +62,8 @@ def inspect(
     Returns:
       What was seen; `weaker` are all that fall to one step, for the attack has found nothing yet.
     """
-    loss = getattr(attack, "loss", None)
-    with_gradient = "margin" if loss in (None, "kl") else loss  # KL has none at the clean image
+    loss = attack.loss
+    with_gradient = "margin" if loss is None or loss in losses.FROM_CLEAN else loss
     number, seen = len(images), []
 
     def batch_of(which):
