@@ -30,14 +30,13 @@ def shrink(
 
     A channel is removed where the mask removes every filter that makes it (where branches are
     added, those of all branches; before or at a depthwise filter, through which it passes), or
-    every weight that reads it. It goes with its bias, its
-    normalisation and the inputs of the layers behind. The smaller network computes what the masked
-    one does: what goes must be zero, as it is where the mask is one of `channel_mask`, which covers
-    all that belongs to a channel. (Not those that activations read from each other, as queries and
-    keys: they must be zero without their layers, as they are not behind elu(x) + 1.) Weights that
-    the mask removes singly stay as zeros. Rules of differentiation of the network's own
-    (`jax.custom_vjp`, `jax.custom_jvp`) stay in force: channels that such a call mixes, or has
-    numbers of its own for, are not removed.
+    every weight that reads it. It goes with its bias, its normalisation and the inputs of the
+    layers behind. The smaller network computes what the masked one does: what goes must be zero, as
+    it is where the mask is one of `channel_mask`, which covers all that belongs to a channel. (Not
+    those that activations read from each other, as queries and keys: they must be zero without
+    their layers, as they are not behind elu(x) + 1.) Weights that the mask removes singly stay as
+    zeros. Rules of differentiation of the network's own (`jax.custom_vjp`, `jax.custom_jvp`) stay
+    in force: channels that such a call mixes, or has numbers of its own for, are not removed.
 
     Args:
       classifier: the network, its variables with the entry "params".
