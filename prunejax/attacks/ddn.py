@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import optax
 
 from prunejax import norms
-from prunejax.attacks.attack import Attack, Found, objective
+from prunejax.attacks.attack import Found, objective
 from prunejax.attacks.goal import Goal
+from prunejax.attacks.retraction import Retracting
 
 
 class DDNState(NamedTuple):
@@ -33,7 +34,7 @@ class DDNState(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DDN(Attack):
+class DDN(Retracting):
     """Minimum L2 norm: climb a loss L on a sphere around the clean image.
 
         eps <- (1 - gamma) eps  where adversarial, else  (1 + gamma) eps
@@ -43,7 +44,8 @@ class DDN(Attack):
     alpha, an L2 length, decays from 1 to 0.01 by a cosine; eps is at most the way to the farthest
     corner of the box. Where the gradient is zero a random direction takes its place.
     Rony et al. (2019), "Decoupling direction and norm for efficient gradient-based L2 adversarial
-    attacks and defenses", algorithm 1; the loss alone is another by default.
+    attacks and defenses", algorithm 1; the loss is another by default, and what was found is drawn
+    back to the boundary in the end (`Retracting`).
 
     Attributes:
       steps: 100 in the authors' code; the paper makes up to 1000.
@@ -54,6 +56,8 @@ class DDN(Attack):
         above the "margin" on a robust one.
       levels: round every iterate to images of that many grey levels (256 for bytes, as the paper
         does), at least 2; None for none of it.
+      retractions: halvings of the way back to the boundary in the end, at least 0; the paper has
+        none, and is within the share gamma of it.
 
     Raises:
       ValueError: a hyperparameter out of its range, an unknown loss, or another norm than L2.
@@ -102,14 +106,15 @@ class DDN(Attack):
         eps = state.eps * jnp.where(adversarial, 1 - self.gamma, 1 + self.gamma)
         eps = jnp.minimum(eps, l2.distance(jnp.maximum(state.image, 1 - state.image)))
         delta = eps * l2.direction(delta, state.image)
-        x = self._rounded(jnp.clip(state.image + delta, 0, 1))
+        x = self.allowed(state.image + delta)
         return state._replace(step=state.step + 1, x=x, eps=eps, found=found)
 
     def alpha_at(self, step: jax.Array) -> jax.Array:
         """Step length of a step, counted from 0."""
         return optax.cosine_decay_schedule(1.0, self.steps, alpha=0.01)(step)
 
-    def _rounded(self, x: jax.Array) -> jax.Array:
+    def allowed(self, x: jax.Array) -> jax.Array:
+        x = jnp.clip(x, 0, 1)
         return x if self.levels is None else jnp.round((self.levels - 1) * x) / (self.levels - 1)
 
     def finished(self, state: DDNState) -> jax.Array:

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import optax
 
 from prunejax import norms
-from prunejax.attacks.attack import Attack, Found, objective
+from prunejax.attacks.attack import Found, objective
 from prunejax.attacks.goal import Goal
+from prunejax.attacks.retraction import Retracting
 
 
 class FMNState(NamedTuple):
@@ -32,7 +33,7 @@ class FMNState(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FMN(Attack):
+class FMN(Retracting):
     """Minimum norm: climb the margin L within a ball, and move its radius to the boundary.
 
         eps <- ||delta|| + |L| / ||grad L||_dual    while nothing adversarial was seen, then
@@ -49,6 +50,7 @@ class FMN(Attack):
     P is exact for the intersection of ball and box, in L2 of sphere and box. With 100 steps against
     a robust network the median L2 distance is so 0.78 instead of 0.87. And eps overshoots the
     boundary expected by the share `gamma_final`, which a linear network would hit and never cross.
+    What was found is drawn back to the boundary in the end (`Retracting`).
 
     Attributes:
       steps: the paper and AttackBench make 100 to 1000; L0 needs all of those.
@@ -58,6 +60,7 @@ class FMN(Attack):
         it needs; on a robust network 10 is 7 % worse on average.
       gamma: relative change of eps at the start, in (0, 1); 0.05 in the paper.
       gamma_final: relative change of eps at the end, in (0, gamma]; 0.001 in the paper.
+      retractions: halvings of the way back, at least 0; the paper has none.
 
     Raises:
       ValueError: a hyperparameter out of its range, or a norm that it does not measure in.

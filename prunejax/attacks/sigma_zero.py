@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import optax
 
 from prunejax.attacks import losses
-from prunejax.attacks.attack import Attack, Found, logits_of
+from prunejax.attacks.attack import Found, logits_of
 from prunejax.attacks.goal import Goal
+from prunejax.attacks.retraction import Retracting
 
 
 class SigmaZeroState(NamedTuple):
@@ -34,7 +35,7 @@ class SigmaZeroState(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SigmaZero(Attack):
+class SigmaZero(Retracting):
     """Fewest changed features: Adam on margin plus smoothed L0, with an adaptive threshold.
 
         L(delta) = max(z_y - max_{k != y} z_k, 0) + 1/d sum_i delta_i^2 / (delta_i^2 + sigma)
@@ -45,7 +46,7 @@ class SigmaZero(Attack):
     eta decays from `learning_rate` to a tenth of it by a cosine; tau stays in [0, 1]. Counts
     features: each channel value of a pixel by itself. Cina et al. (2025), "sigma-zero:
     gradient-based optimization of l0-norm adversarial examples", algorithm 1; the defaults are the
-    authors'.
+    authors'. In the end the smallest changes are taken back as far as that goes (`Retracting`).
 
     On linear networks of 2,304 features one run ends within 1.25 times the fewest. Where those are
     three or fewer none may be wrong, and what is chosen early is not always undone: with 35
@@ -60,6 +61,7 @@ class SigmaZero(Attack):
       tau_step: t, positive: tau moves by t eta a step, up or down, whatever it is.
       random_start: begin at a uniformly random image, so that restarts differ, instead of at the
         clean one as the paper does.
+      retractions: halvings of the way back, at least 0; the paper has none.
 
     Raises:
       ValueError: a hyperparameter out of its range, or another norm than "l0".
