@@ -74,8 +74,7 @@ def l0_ensemble(
 ) -> Cascade:
     """The strongest attacks that change few features, worst case for each example.
 
-    sigma-zero, FMN, PGD and Sparse-RS in `norm`; "l0_pixels" has no sigma-zero and FMN, which count
-    features.
+    sigma-zero, FMN, PGD and Sparse-RS in `norm`.
 
     Args:
       norm: "l0" or "l0_pixels".
@@ -90,11 +89,9 @@ def l0_ensemble(
         raise ValueError(f"norm is {norm!r}; the L0 ensemble counts in 'l0' or 'l0_pixels'.")
     checks.integer("queries", queries, least=1)  # Sparse-RS would call them steps
     members = {
-        "sigma_zero": SigmaZero(steps=steps),
-        "fmn": FMN(norm="l0", steps=steps),
+        "sigma_zero": SigmaZero(norm=norm, steps=steps),
+        "fmn": FMN(norm=norm, steps=steps),
         "pgd": PGD(norm=norm, steps=max(steps // 10, 1), restarts=10),
         "sparse_rs": SparseRS(norm=norm, steps=queries),
     }
-    if norm == "l0_pixels":
-        members = {name: attack for name, attack in members.items() if attack.norm == norm}
     return Cascade(norm=norm, members=tuple(members.items()), individual=individual)

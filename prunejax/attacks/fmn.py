@@ -41,9 +41,10 @@ class FMN(Retracting):
         delta <- P(delta + alpha grad L / ||grad L||_2)
 
     where P projects on ball and box. In L0 eps starts at 1 and is an integer: it is rounded
-    down, but eps moves by at least 1. alpha decays to a hundredth and gamma to `gamma_final` by a
-    cosine. Pintor et al. (2021), "Fast minimum-norm adversarial attacks through adaptive norm
-    constraints", algorithm 1. "l0" counts features: channel values.
+    down, but eps moves by at least 1. "l0" counts features: channel values; "l0_pixels" pixels
+    with all their channels, which the paper does not have. alpha decays to a hundredth and gamma to
+    `gamma_final` by a cosine. Pintor et al. (2021), "Fast minimum-norm adversarial attacks through
+    adaptive norm constraints", algorithm 1.
 
     Changed for images with many entries on the edge of the box: except in L0, entries of the
     gradient that would leave the box count as zero, else the boundary seems nearer than it is; and
@@ -72,7 +73,7 @@ class FMN(Retracting):
     gamma: float = 0.05
     gamma_final: float = 0.001
 
-    supported: ClassVar[tuple[str, ...]] = ("l0", "l1", "l2", "linf")
+    supported: ClassVar[tuple[str, ...]] = ("l0", "l0_pixels", "l1", "l2", "linf")
     draws: ClassVar[bool] = False
     reference: ClassVar[str] = "Pintor et al. 2021"
     entrywise: ClassVar[bool] = True
@@ -91,7 +92,7 @@ class FMN(Retracting):
 
     def init(self, classifier, image, goal, key, eps) -> FMNState:
         del classifier, key, eps
-        eps = jnp.array(1.0 if self.norm == "l0" else jnp.inf)
+        eps = jnp.array(1.0 if norms.get(self.norm).unit else jnp.inf)
         return FMNState(image, goal, jnp.array(0), image, eps, self.nothing_found(image))
 
     def step(self, classifier, state: FMNState) -> FMNState:
@@ -102,7 +103,7 @@ class FMN(Retracting):
         found = self.looked_at(state, logits)
 
         gamma = self.gamma_at(state.step)
-        if self.norm == "l0":
+        if norm.unit:
             eps = radius_in_l0(state.eps, gamma, adversarial, found.distance)
         else:
             blocked = ((state.x >= 1) & (grad > 0)) | ((state.x <= 0) & (grad < 0))

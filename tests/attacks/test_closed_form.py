@@ -323,8 +323,9 @@ def test_a_thousand_classes(attack, bound, linear_classifier):
         # Of three features or fewer none may be wrong, and what is chosen early is not always
         # undone: other starts choose otherwise.
         ((7, 5, 1), 2, {"targeted": True, "steps": 300, "random_start": True, "restarts": 15}),
+        ((32, 24, 3), 10, {"norm": "l0_pixels"}),
     ],
 )
-def test_sigma_zero_finds_the_fewest_features(shape, classes, options, linear_classifier):
+def test_sigma_zero_changes_the_fewest(shape, classes, options, linear_classifier):
     problem = random_linear(0, shape, classes)
     check_distances(attacks.SigmaZero(**options), linear_classifier(problem), problem, 1.25)

@@ -21,6 +21,7 @@ from tests.linear_models import random_linear
         ("l1", (7, 5, 1), 3, {"targeted": True}, 1.25),
         # In steps too short to reach the box, features that have moved keep better ones out.
         ("l0", (9, 8, 3), 3, {"alpha": 10.0}, 1.25),
+        ("l0_pixels", (9, 8, 3), 3, {"alpha": 10.0}, 1.25),
     ],
 )
 def test_it_finds_the_nearest_point(norm, shape, classes, options, bound, linear_classifier):
