@@ -5,10 +5,11 @@ row for 200 images takes about a minute on two cores. PGD is set to the peers' l
 cross-entropy, and its peer in L1 to a random start; DDN and FMN step on the margin here and on the
 cross-entropy or the logits' difference elsewhere, as is each library's default.
 
-Not the same algorithm elsewhere, or none from PyPI: PGD in L0, Sparse-RS, and the L0 ensemble,
-whose budget is in features. JSMA and one-pixel are in torchattacks only; JSMA is targeted by
-nature, so there both head for the class that is likeliest after the label (torchattacks by itself
-takes the label plus one), and torchattacks goes on until that very class is predicted.
+Not the same algorithm elsewhere, or none from PyPI: PGD in L0, Sparse-RS, and the L0 ensembles, one
+with its budget in features and one in pixels. JSMA and one-pixel are in torchattacks only; JSMA is
+targeted by nature, so there both head for the class that is likeliest after the label (torchattacks
+by itself takes the label plus one), and torchattacks goes on until that very class is predicted.
+AutoAttack "rand" takes 20 draws a step elsewhere, though these networks draw nothing, and one here.
 Carlini-Wagner of torchattacks has one c and no search for it, so it is left out. EAD is the elastic
 net's attack, beside which PDPGD has no other L1 peer of its kind.
 """
@@ -104,6 +105,11 @@ def _fixed_budget(eps: Mapping[str, float]) -> dict[str, Case]:
             linf,
             {"pyautoattack": peer.autoattack("linf", "plus")},
         ),
+        "autoattack_rand": Case(
+            attacks.autoattack(version="rand"),
+            linf,
+            {"pyautoattack": peer.autoattack("linf", "rand")},
+        ),
         "autoattack_l2": Case(
             attacks.autoattack(norm="l2"), l2, {"pyautoattack": peer.autoattack("l2")}
         ),
@@ -195,6 +201,7 @@ def _sparse(pixels: float) -> dict[str, Case]:
         "pgd_l0_pixels": Case(attacks.PGD(norm="l0_pixels", steps=100, restarts=5), pixels, {}),
         "sparse_rs": Case(attacks.SparseRS(steps=1000), pixels, {}),
         "l0_ensemble": Case(attacks.l0_ensemble(queries=1000), pixels, {}),
+        "l0_ensemble_pixels": Case(attacks.l0_ensemble(norm="l0_pixels", queries=1000), pixels, {}),
         "one_pixel": Case(
             attacks.OnePixel(pixels=few, steps=30, population=90),
             pixels,
