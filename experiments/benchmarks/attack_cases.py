@@ -38,7 +38,6 @@ def _fixed_budget(eps: Mapping[str, float]) -> dict[str, Case]:
     linf, l2, l1 = eps["linf"], eps["l2"], eps["l1"]
     share = 2.5 / 40  # a step of PGD, of eps
     pgd = {"steps": 40, "loss": "cross_entropy"}
-    mind_the_box = {"norm": "l1", "larger_budgets": True}
     return {
         "pgd": Case(
             attacks.PGD(**pgd),
@@ -64,7 +63,7 @@ def _fixed_budget(eps: Mapping[str, float]) -> dict[str, Case]:
         "apgd_ce": Case(attacks.APGD(), linf, {"pyautoattack": peer.apgd("linf", "ce")}),
         "apgd_ce_l2": Case(attacks.APGD(norm="l2"), l2, {"pyautoattack": peer.apgd("l2", "ce")}),
         "apgd_ce_l1": Case(
-            attacks.APGD(**mind_the_box),
+            attacks.APGDL1(larger_budgets=True),
             l1,
             {"pyautoattack": peer.apgd("l1", "ce", larger_budgets=True)},
         ),
@@ -75,7 +74,7 @@ def _fixed_budget(eps: Mapping[str, float]) -> dict[str, Case]:
             attacks.APGD(norm="l2", loss="dlr"), l2, {"pyautoattack": peer.apgd("l2", "dlr")}
         ),
         "apgd_dlr_l1": Case(
-            attacks.APGD(loss="dlr", **mind_the_box),
+            attacks.APGDL1(loss="dlr", larger_budgets=True),
             l1,
             {"pyautoattack": peer.apgd("l1", "dlr", larger_budgets=True)},
         ),
@@ -88,7 +87,7 @@ def _fixed_budget(eps: Mapping[str, float]) -> dict[str, Case]:
             {"pyautoattack": peer.apgd_t("l2", 9)},
         ),
         "apgd_t_l1": Case(  # 5 targets as in AutoAttack
-            attacks.APGD(loss="dlr", targets=5, **mind_the_box),
+            attacks.APGDL1(loss="dlr", targets=5, larger_budgets=True),
             l1,
             {"pyautoattack": peer.apgd_t("l1", 5, larger_budgets=True)},
         ),

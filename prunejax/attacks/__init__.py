@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from prunejax import names
 from prunejax.attacks.apgd import APGD, APGDState
+from prunejax.attacks.apgd_l1 import APGDL1, APGDL1State
 from prunejax.attacks.attack import Attack, Found, Passes, as_attacked
 from prunejax.attacks.autoattack import autoattack, l0_ensemble
 from prunejax.attacks.bisection import BisectionResult, smallest_budget
@@ -40,6 +41,7 @@ ATTACKS: dict[str, type[Attack]] = {
     "fgsm": FGSM,
     "pgd": PGD,
     "apgd": APGD,
+    "apgd_l1": APGDL1,
     "deepfool": DeepFool,
     "fab": FAB,
     "fmn": FMN,
@@ -73,6 +75,7 @@ def create(name: str, **options) -> Attack | Cascade:
 
 __all__ = [
     "APGD",
+    "APGDL1",
     "ATTACKS",
     "DDN",
     "ENSEMBLES",
@@ -83,6 +86,7 @@ __all__ = [
     "LOSSES",
     "PDPGD",
     "PGD",
+    "APGDL1State",
     "APGDState",
     "Attack",
     "AttackResult",

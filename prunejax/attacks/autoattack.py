@@ -1,7 +1,10 @@
 """AutoAttack, and its counterpart for L0: cascades of complementary attacks."""
 
+import functools
+
 from prunejax import checks
 from prunejax.attacks.apgd import APGD
+from prunejax.attacks.apgd_l1 import APGDL1
 from prunejax.attacks.cascade import Cascade
 from prunejax.attacks.fab import FAB
 from prunejax.attacks.fmn import FMN
@@ -44,28 +47,25 @@ def autoattack(
         )
     if version not in VERSIONS:
         raise ValueError(f"version is {version!r}; it must be one of {', '.join(VERSIONS)}.")
-    in_l1 = norm == "l1"
-    apgd = {"norm": norm, "larger_budgets": in_l1}
-    targeted = {
-        "apgd_t": APGD(loss="dlr", targets=9, **apgd),
-        "fab_t": FAB(norm=norm, targets=9),
-    }
+    sparse = functools.partial(APGDL1, larger_budgets=True)
+    apgd = sparse if norm == "l1" else functools.partial(APGD, norm=norm)
+    targeted = {"apgd_t": apgd(loss="dlr", targets=9), "fab_t": FAB(norm=norm, targets=9)}
     square = {"square": Square(norm=norm)}
     if version == "standard":
-        members = {"apgd_ce": APGD(**apgd)} | targeted | square
-        if in_l1:
-            members["apgd_ce"] = APGD(restarts=5, **apgd)
-            members["apgd_t"] = APGD(loss="dlr", targets=5, **apgd)
+        members = {"apgd_ce": apgd()} | targeted | square
+        if norm == "l1":
+            members["apgd_ce"] = apgd(restarts=5)
+            members["apgd_t"] = apgd(loss="dlr", targets=5)
     elif version == "plus":
         members = {
-            "apgd_ce": APGD(restarts=5, **apgd),
-            "apgd_dlr": APGD(loss="dlr", restarts=5, **apgd),
+            "apgd_ce": apgd(restarts=5),
+            "apgd_dlr": apgd(loss="dlr", restarts=5),
             "fab": FAB(norm=norm),
             "fab_restarts": FAB(norm=norm, restarts=4, random_start=True),
         }
         members |= square | targeted
     else:
-        members = {"apgd_ce": APGD(**apgd), "apgd_dlr": APGD(loss="dlr", **apgd)}
+        members = {"apgd_ce": apgd(), "apgd_dlr": apgd(loss="dlr")}
     return Cascade(norm=norm, members=tuple(members.items()), individual=individual)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from prunejax import attacks, norms
-from prunejax.attacks import apgd, losses
+from prunejax.attacks import apgd, apgd_l1, losses
 from prunejax.attacks.attack import logits_of
 from prunejax.attacks.goal import Goal
 from tests.attacks.test_closed_form import KEY, check_budgets, length, nearest_class
@@ -24,7 +24,7 @@ STEPS = 100
             pytest.param(
                 (32, 24, 3),
                 2,
-                attacks.APGD(norm="l1", larger_budgets=larger),
+                attacks.APGDL1(larger_budgets=larger),
                 1.02,
                 marks=pytest.mark.exhaustive,
             )
@@ -46,31 +46,35 @@ def test_checkpoints_are_those_of_the_paper():
         p = [0, 22 * steps // 100]
         while p[-1] <= steps:
             p.append(p[-1] + max(p[-1] - p[-2] - 3 * steps // 100, 6 * steps // 100))
-        windows = apgd.schedule("linf", steps).windows
+        windows = apgd.windows(steps)
         assert np.flatnonzero(windows).tolist() == p[1:-1]
         assert windows[p[1:-1]].tolist() == np.diff(p[:-1]).tolist()
-    windows = apgd.schedule("l2", 100).windows
+    windows = apgd.windows(100)
     assert windows[windows > 0].tolist() == [22, 19, 16, 13, 10, 7, 6, 6]
-    assert apgd.schedule("l2", 1).windows.tolist() == [0, 1]  # no window is empty
+    assert apgd.windows(1).tolist() == [0, 1]  # no window is empty
 
 
 def test_stages_of_the_sparse_attack():
-    windows, budgets = apgd.schedule("l1", 100, larger_budgets=True)
+    checkpoints, budgets = apgd_l1.schedule(100, larger_budgets=True)
     assert budgets.tolist() == 30 * [3] + 30 * [2] + 41 * [1]
     inside = [t for begin, end in ((0, 30), (30, 60)) for t in range(begin + 1, end)]
-    assert np.flatnonzero(windows).tolist() == inside + list(range(61, 100))
-    assert np.flatnonzero(apgd.schedule("l1", 100).windows).tolist() == list(range(4, 100, 4))
+    assert np.flatnonzero(checkpoints).tolist() == inside + list(range(61, 100))
+    assert np.flatnonzero(apgd_l1.schedule(100).checkpoints).tolist() == list(range(4, 100, 4))
     for steps in range(1, 12):
-        assert apgd.schedule("l1", steps, larger_budgets=True).budgets[-1] == 1
+        assert apgd_l1.schedule(steps, larger_budgets=True).budgets[-1] == 1
 
 
-@pytest.mark.parametrize("norm", attacks.APGD.supported)
+@pytest.mark.parametrize(
+    "attack",
+    [attacks.APGD(), attacks.APGD(norm="l2"), attacks.APGDL1()],
+    ids=lambda attack: attack.norm,
+)
 @pytest.mark.parametrize("eps", [0.2, 0.0])
-def test_starts_on_the_sphere(norm, eps):
+def test_starts_on_the_sphere(attack, eps):
     image, goal = jnp.full((3, 2, 1), 0.5), Goal(jnp.array(0))
-    x = attacks.APGD(norm=norm).init(None, image, goal, KEY, jnp.array(eps)).x
+    x = attack.init(None, image, goal, KEY, jnp.array(eps)).x
     delta = np.asarray(x - image)
-    assert length(delta[None], norm)[0] == pytest.approx(eps, rel=1e-6)
+    assert length(delta[None], attack.norm)[0] == pytest.approx(eps, rel=1e-6)
     assert np.any(delta) == (eps > 0)
 
 
@@ -114,7 +118,7 @@ def _gradients(network, images, label):
 def project():
     return {
         norm: jax.jit(jax.vmap(norms.get(norm).project, in_axes=(0, None, None)))
-        for norm in attacks.APGD.supported
+        for norm in ("linf", "l2", "l1")
     }
 
 
@@ -155,7 +159,7 @@ def test_momentum_and_halving(norm, eps, rho, example, seen, relu_network, proje
 
 def test_sparse_steps(relu_network, project):
     eps, d = 1.0, 30
-    it = Iterates(attacks.APGD(norm="l1", share=2 / 3), relu_network, eps, example=0)
+    it = Iterates(attacks.APGDL1(share=2 / 3), relu_network, eps, example=0)
     eta, k, changed, ahead, kept = eps, d // 5, d, [], []
     for t in range(STEPS):
         source = t
@@ -177,7 +181,7 @@ def test_sparse_steps(relu_network, project):
 
 def test_larger_budgets_come_first(relu_network, project):
     eps = 0.5
-    it = Iterates(attacks.APGD(norm="l1", larger_budgets=True), relu_network, eps, example=0)
+    it = Iterates(attacks.APGDL1(larger_budgets=True), relu_network, eps, example=0)
     lengths = length(it.x - it.image, "l1")
     for begin, end, budget in ((0, 30, 3), (30, 60, 2), (60, STEPS + 1, 1)):
         assert lengths[begin:end].max() == pytest.approx(budget * eps, rel=1e-5)

@@ -18,9 +18,10 @@ def members(**options) -> list[tuple[str, attacks.Attack]]:
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_versions_of_autoattack_are_the_published_ones(norm):
     larger = norm == "l1"
-    apgd_ce = attacks.APGD(
-        norm=norm, steps=100, loss="cross_entropy", alpha=0.75, rho=0.75, larger_budgets=larger
-    )
+    if larger:
+        apgd_ce = attacks.APGDL1(steps=100, loss="cross_entropy", share=0.8, larger_budgets=True)
+    else:
+        apgd_ce = attacks.APGD(norm=norm, steps=100, loss="cross_entropy", alpha=0.75, rho=0.75)
     apgd_dlr = dataclasses.replace(apgd_ce, loss="dlr")
     apgd_t = dataclasses.replace(apgd_dlr, targets=9)
     fab = attacks.FAB(norm=norm, steps=100, candidates=9, alpha_max=0.1, eta=1.05, beta=0.9)

@@ -285,10 +285,9 @@ OUT_OF_RANGE = {
         ("alpha", 1.5, "(0, 1]"),
         ("rho", -0.1, "[0, 1]"),
         ("rho", 1.1, "[0, 1]"),
-        ("share", 1.0, "(0, 1)"),
-        ("larger_budgets", True, "'l1'"),
-        ("larger_budgets", "no", "True or False"),
+        ("norm", "l1", "'linf' or 'l2'"),
     ],
+    "apgd_l1": [("share", 1.0, "(0, 1)"), ("larger_budgets", "no", "True or False")],
     "deepfool": [("candidates", 0, "at least 1"), ("overshoot", -2, "[0, inf)")],
     "fab": [
         ("candidates", 0, "at least 1"),
@@ -404,21 +403,6 @@ def test_a_loss_without_a_gradient_at_the_start(name, options):
     advice = "another loss, or PGD with random_start=True"
     with pytest.raises(ValueError, match=f"loss is 'kl'.*gradient is 0.*{advice}"):
         attacks.create(name, loss="kl", **options)
-
-
-@pytest.mark.parametrize(
-    ("norm", "option", "value", "meant_for"),
-    [
-        ("l1", "rho", 0.5, "'linf' and 'l2'"),
-        ("l1", "alpha", 1.0, "'linf' and 'l2'"),
-        ("l2", "share", 0.5, "'l1'"),
-        ("linf", "larger_budgets", True, "'l1'"),
-    ],
-)
-def test_options_of_apgd_that_its_norm_would_ignore(norm, option, value, meant_for):
-    message = f"{option} is {value} with norm '{norm}'; it is for {meant_for}, leave it out"
-    with pytest.raises(ValueError, match=message):
-        attacks.APGD(norm=norm, **{option: value})
 
 
 @pytest.mark.parametrize("name", ["fgsm", "pgd", "apgd", "ddn", "square", "sparse_rs"])
