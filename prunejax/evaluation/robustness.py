@@ -122,28 +122,14 @@ def evaluate(
     predictions = predict(classifier, images, progress=functools.partial(progress, "predictions"))
     tables = []
     for protocol, run in zip(protocols, runs, strict=True):
-        path = pathlib.Path(directory) / f"{protocol.name}.parquet"
         settings = _settings(classifier, dataset, protocol.attack, seed, predictions)
         identified = bool(jax.tree.leaves(classifier.variables))
-        done = records.read(path, settings) if identified else None
-        doubts = [] if done is None else records.doubts_in(path)
-        doubts = [doubt for doubt in doubts if doubt.kind != "masked"]  # counted anew
-        done = records.SCHEMA.empty_table() if done is None else done.replace_schema_metadata()
-        members = dict(enumerate(name for name, _ in cascade.members_of(protocol.attack)))
-
-        def add(rows, new=(), path=path, settings=settings, attack=protocol.attack):
-            nonlocal done, doubts
-            done = _replaced(done, rows)
-            doubts = added([*doubts, *new])
-            if len(rows) and jax.process_index() == 0:
-                said = [*doubts, *_masked(done, attack, len(images))]
-                records.write(path, done, settings, said)
-
+        path = pathlib.Path(directory) / f"{protocol.name}.parquet"
+        kept = _Kept(path, settings, protocol.attack, len(images), resume=identified)
         for number, (budget, given) in enumerate(run):
-            add(_fallen(done, budget))
-            missing = np.setdiff1d(np.arange(len(images)), at_budget(done, budget)["index"])
-            for part in _parts(missing, batch_size):
-                before = number * len(images) + len(at_budget(done, budget))
+            kept.add(_fallen(kept.rows, budget))
+            for part in _parts(kept.missing(budget), batch_size):
+                before = (number + 1) * len(images) - len(kept.missing(budget))
 
                 def report(steps, all_, name=protocol.name, before=before, run=run, part=part):
                     # A cascade takes as many steps for each example as it has members.
@@ -151,25 +137,60 @@ def evaluate(
 
                 report(0, 1)  # while the attack is compiled
                 found = _attack_together(protocol.attack, classifier, given.of(part), report)
-                rows = records.table(
-                    {
-                        "index": part,
-                        "label": dataset.labels[part],
-                        "prediction": predictions[part],
-                        "attack": protocol.name,
-                        "norm": protocol.attack.norm,
-                        "budget": budget,
-                        "member": [members.get(number) for number in found["by"]],
-                        **found["sizes"],
-                        **{name: found[name] for name in FOUND},
-                    }
-                )
+                whose = {"label": dataset.labels[part], "prediction": predictions[part]}
+                rows = _rows(protocol, budget, {"index": part, **whose}, found)
                 at = None if budget is None else float(np.float32(budget))
-                add(rows, [doubt._replace(budget=at) for doubt in found["doubts"]])
-        for budget in done["budget"].unique().drop_null().to_pylist():
-            add(_fallen(done, budget))  # also those of earlier calls
-        tables.append(done)
+                kept.add(rows, [doubt._replace(budget=at) for doubt in found["doubts"]])
+        for budget in kept.rows["budget"].unique().drop_null().to_pylist():
+            kept.add(_fallen(kept.rows, budget))  # also those of earlier calls
+        tables.append(kept.rows)
     return pa.concat_tables(tables)
+
+
+class _Kept:
+    """One attack's records so far, on disk after each change, and the reasons to doubt them."""
+
+    def __init__(self, path, settings, attack, examples: int, *, resume: bool):
+        self.path, self.settings, self.attack, self.examples = path, settings, attack, examples
+        done = records.read(path, settings) if resume else None
+        known = [] if done is None else records.doubts_in(path)
+        done = records.SCHEMA.empty_table() if done is None else done
+        self.rows = done.replace_schema_metadata()
+        self.doubts = [doubt for doubt in known if doubt.kind != "masked"]  # counted anew
+
+    def missing(self, budget: float | None) -> np.ndarray:
+        """The examples without a record at a budget."""
+        return np.setdiff1d(np.arange(self.examples), at_budget(self.rows, budget)["index"])
+
+    def add(self, rows: pa.Table, doubts: Sequence[Doubt] = ()) -> None:
+        """Puts these, all of one budget, in the place of those of the same examples."""
+        self.doubts = added([*self.doubts, *doubts])
+        if not len(rows):
+            return
+        here = pc.fill_null(pc.equal(self.rows["budget"], rows["budget"][0]), False)
+        same = pc.and_(here, pc.is_in(self.rows["index"], rows["index"]))
+        self.rows = pa.concat_tables([self.rows.filter(pc.invert(same)), rows])
+        if jax.process_index() == 0:
+            said = [*self.doubts, *_masked(self.rows, self.attack, self.examples)]
+            records.write(self.path, self.rows, self.settings, said)
+
+
+def _rows(
+    protocol: Protocol, budget: float | None, whose: dict[str, np.ndarray], found: dict[str, Any]
+) -> pa.Table:
+    """What was found at a budget for the examples that `whose` names."""
+    members = dict(enumerate(name for name, _ in cascade.members_of(protocol.attack)))
+    return records.table(
+        {
+            **whose,
+            "attack": protocol.name,
+            "norm": protocol.attack.norm,
+            "budget": budget,
+            "member": [members.get(number) for number in found["by"]],
+            **found["sizes"],
+            **{name: found[name] for name in FOUND},
+        }
+    )
 
 
 def _runs(
@@ -262,15 +283,6 @@ def _fallen(done: pa.Table, budget: float | None) -> pa.Table:
     fell = fell.filter(pc.invert(pc.is_in(fell["index"], here["index"])))
     spent = {"forwards": 0, "backwards": 0}
     return records.table(fell.to_pydict() | {"budget": budget} | spent)
-
-
-def _replaced(done: pa.Table, rows: pa.Table) -> pa.Table:
-    """The records with these, all of one budget, in the place of those of the same examples."""
-    if not len(rows):
-        return done
-    here = pc.fill_null(pc.equal(done["budget"], rows["budget"][0]), False)
-    same = pc.and_(here, pc.is_in(done["index"], rows["index"]))
-    return pa.concat_tables([done.filter(pc.invert(same)), rows])
 
 
 def _settings(
