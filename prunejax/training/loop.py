@@ -112,6 +112,14 @@ def train(
     held = min(steps, max(1, CHUNK_BYTES // (batch_size * dataset.images[0].nbytes)))
     stride = max(LEAST_STEPS, -(-steps // REPORTS_AN_EPOCH))
     total = steps * sum(phase.epochs for phase in phases)
+    run_epoch = functools.partial(
+        _run_epoch,
+        dataset=dataset,
+        mesh=mesh,
+        held=held,
+        stride=stride,
+        progress=lambda made: progress(made, total),
+    )
     everywhere = NamedSharding(mesh, PartitionSpec())
     resumed = store.latest() if store else None
     progress(_epochs_made(phases, resumed) * steps, total)
@@ -145,19 +153,9 @@ def train(
         for epoch in range(first_epoch, phase.epochs):
             global_epoch = epochs_before + epoch
             indices = batches.epoch_indices(len(dataset), batch_size, seed, global_epoch)
-            outcomes, made = [], global_epoch * steps
-            for part in np.split(indices, range(held, steps, held)):
-                # Of one size, so that one program serves all.
-                padded = np.resize(part, (held, batch_size))
-                examples = batches.to_devices(dataset, padded, mesh)
-                for first in range(0, len(part), stride):
-                    last = min(first + stride, len(part))
-                    state, rows = run_steps(state, examples, first, last, shown)
-                    outcomes.append(_slice(rows, first, last))
-                    _require_finite_losses(outcomes[-1][0], made)
-                    made += last - first
-                    progress(made, total)
-            loss, metrics = jax.tree.map(_mean, *outcomes)
+            state, (loss, metrics) = run_epoch(
+                run_steps, state, indices, shown, made=global_epoch * steps
+            )
             now = _on_host(finish(state))
             _require_finite(now.variables, state.trainable, (global_epoch + 1) * steps - 1)
             row = {
@@ -181,6 +179,38 @@ def train(
                 store.save(global_epoch + 1, position, content)
         current, epochs_before = _on_host(finish(state)), epochs_before + phase.epochs
     return best
+
+
+def _run_epoch(
+    run_steps, state, indices, shown, *, made, dataset, mesh, held, stride, progress
+) -> tuple[TrainState, tuple[float, dict[str, float]]]:
+    """The state after an epoch, and its mean loss and metrics.
+
+    Args:
+      run_steps: from `compile_steps`.
+      state: before it.
+      indices: `[steps, B]` of the examples.
+      shown: images and labels for the evidence.
+      made: steps before it.
+      dataset: the examples.
+      mesh: the devices.
+      held: so many batches are on the devices together.
+      stride: steps between two calls of `progress(steps made)`.
+      progress: called so.
+    """
+    outcomes = []
+    for part in np.split(indices, range(held, len(indices), held)):
+        # Of one size, so that one program serves all.
+        padded = np.resize(part, (held, indices.shape[1]))
+        examples = batches.to_devices(dataset, padded, mesh)
+        for first in range(0, len(part), stride):
+            last = min(first + stride, len(part))
+            state, rows = run_steps(state, examples, first, last, shown)
+            outcomes.append(_slice(rows, first, last))
+            _require_finite_losses(outcomes[-1][0], made)
+            made += last - first
+            progress(made)
+    return state, jax.tree.map(_mean, *outcomes)
 
 
 def check(network: Network, start: Trained, phases: Sequence[Phase], dataset: Dataset) -> None:
