@@ -72,7 +72,7 @@ def pruner(settings: config_dict.ConfigDict) -> pruning.Pruner:
 def _channels(now, settings, image_shape, evidence_of):
     classifier = now.classifier
     gone = shrinking.channel_mask(
-        shrinking.of(classifier.apply_fn, classifier.variables, image_shape),
+        shrinking.structure_of(classifier.apply_fn, classifier.variables, image_shape),
         classifier.variables,
         settings.share,
         pruner(settings),

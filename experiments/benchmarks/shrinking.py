@@ -81,7 +81,7 @@ def classifier_of(name: str) -> Classifier:
 def _shrunk(name: str, show) -> list[dict[str, Any]]:
     """One row for each share of the channels, the whole network first."""
     classifier = classifier_of(name)
-    traced = shrinking.of(classifier.apply_fn, classifier.variables, IMAGE_SHAPE)
+    traced = shrinking.structure_of(classifier.apply_fn, classifier.variables, IMAGE_SHAPE)
     networks = {"whole": classifier}
     for share in SHARES:
         mask = shrinking.channel_mask(traced, classifier.variables, share)

@@ -84,7 +84,7 @@ def attack_candidates(case: Case, classifier: Classifier, mesh: Mesh) -> list[ti
     goals = attacks.Goal(label=jnp.asarray(labels))
     state = functools.partial(init, replicated, inputs, goals, keys, np.full(number, EPS, "f4"))
 
-    advance = programs.of(ATTACK, mesh).advance
+    advance = programs.compiled(ATTACK, mesh).advance
 
     def one_by_one(step):
         def steps(state):

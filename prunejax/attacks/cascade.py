@@ -229,7 +229,7 @@ def checked(
     for _, member in members_of(attack):
         attacked, inputs = as_attacked(member, classifier, given.images)
         examples = inputs[first], labels, indices, first, eps
-        programs.of(member, given.mesh).start.eval_shape(attacked, examples, key)
+        programs.compiled(member, given.mesh).start.eval_shape(attacked, examples, key)
     return given
 
 

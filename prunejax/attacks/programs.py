@@ -45,7 +45,7 @@ class Programs(NamedTuple):
 
 
 @functools.cache
-def of(attack: Attack, mesh: Mesh) -> Programs:
+def compiled(attack: Attack, mesh: Mesh) -> Programs:
     """The compiled parts, over lanes sharded along the mesh. Cached: equal attacks share them."""
     one, lane = PartitionSpec(), PartitionSpec("data")
 

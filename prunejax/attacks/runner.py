@@ -78,7 +78,7 @@ def run(
     classifier, key = jax.device_put((classifier, given.key), NamedSharding(mesh, PartitionSpec()))
     attacked, inputs = as_attacked(attack, classifier, images)
     lanes = Lanes(number, given.width)
-    compiled = programs.of(attack, mesh)
+    compiled = programs.compiled(attack, mesh)
     attempts = attack.attempts(given.classes)
     chunk = max(CHUNK_STEPS, int(CHUNK_SHARE * attack.steps))
 

@@ -1,6 +1,6 @@
 """Really removing what pruning chose: networks with fewer channels and fewer blocks.
 
-traced = shrinking.of(classifier.apply_fn, classifier.variables, (32, 32, 3))
+traced = shrinking.structure_of(classifier.apply_fn, classifier.variables, (32, 32, 3))
 mask = shrinking.channel_mask(traced, classifier.variables, sparsity=0.5)
 small = shrinking.shrink(classifier, mask, (32, 32, 3))
 
@@ -20,7 +20,7 @@ from prunejax.shrinking.iterate import Round, iterate
 from prunejax.shrinking.residual import Block, blocks
 from prunejax.shrinking.shrunk import Shrunk, describe, from_description, whole
 from prunejax.shrinking.smaller import carried, shrink
-from prunejax.shrinking.structure import Structure, of
+from prunejax.shrinking.structure import Structure, structure_of
 from prunejax.shrinking.without_blocks import remove_blocks
 
 __all__ = [
@@ -41,8 +41,8 @@ __all__ = [
     "kept_channels",
     "kept_whole",
     "lowest_blocks",
-    "of",
     "remove_blocks",
     "shrink",
+    "structure_of",
     "whole",
 ]

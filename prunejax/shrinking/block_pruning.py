@@ -176,7 +176,7 @@ def _candidates(
     classifier: Classifier, image_shape: tuple[int, ...], pruner: Pruner
 ) -> dict[str, Block]:
     """By name the blocks that may be left out."""
-    traced = structure.of(classifier.apply_fn, classifier.variables, image_shape)
+    traced = structure.structure_of(classifier.apply_fn, classifier.variables, image_shape)
     blocks = residual.blocks(traced)
     if not blocks:
         raise ValueError(
@@ -215,7 +215,7 @@ def _scores(
         of_blocks = OF_DATA[criterion].of_blocks
         found = of_blocks(classifier, tuple(names), images, labels, batch_size)
         return dict(zip(names, map(float, found), strict=True))
-    traced = structure.of(classifier.apply_fn, classifier.variables, image_shape)
+    traced = structure.structure_of(classifier.apply_fn, classifier.variables, image_shape)
     last = {block.name: block.last for block in residual.chosen(traced, names)}
     axes = [(path, -1) for path in last.values()]
     units = unit_scores(classifier.params, pruner, axes, evidence)

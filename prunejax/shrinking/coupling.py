@@ -38,7 +38,7 @@ def channels(program: jaxprs.Flat, removable: Sequence[core.Var]) -> Channels:
         tracer.labels[variable] = (None,) * variable.aval.ndim
     for eqn in program.eqns:
         inputs = [tracer.look_up(atom) for atom in eqn.invars]
-        outputs = rules.of(eqn)(tracer, eqn, inputs)
+        outputs = rules.rule_of(eqn)(tracer, eqn, inputs)
         tracer.labels.update(zip(eqn.outvars, outputs, strict=True))
         if any(map(tracer.depends, eqn.invars)):
             tracer.of_images.update(eqn.outvars)

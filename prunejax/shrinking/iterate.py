@@ -35,7 +35,7 @@ def iterate(
     """Rounds of removing and fine-tuning (Jordao & Pedrini 2021; Merkle et al. 2021).
 
         def remove(classifier):  # or lowest_blocks and remove_blocks
-            traced = of(classifier.apply_fn, classifier.variables, image_shape)
+            traced = structure_of(classifier.apply_fn, classifier.variables, image_shape)
             return shrink(classifier, channel_mask(traced, classifier.variables, 0.1), image_shape)
 
     Args:

@@ -291,7 +291,7 @@ RULES: dict[str, Rule] = {
 }  # fmt: skip
 
 
-def of(eqn: core.JaxprEqn) -> Rule:
+def rule_of(eqn: core.JaxprEqn) -> Rule:
     """The rule for an equation."""
     if jaxprs.is_elementwise(eqn):
         return _elementwise

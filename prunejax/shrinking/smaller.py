@@ -59,7 +59,7 @@ def shrink(
         finds it, a smaller network that computes something else.
     """
     checks.integer("multiple", multiple, least=1)
-    traced = structure.of(classifier.apply_fn, classifier.variables, image_shape)
+    traced = structure.structure_of(classifier.apply_fn, classifier.variables, image_shape)
     kept, whole = _carried(traced, classifier, mask)
     left_over = None
     if carry:
@@ -81,7 +81,7 @@ def carried(classifier: Classifier, mask: Any, image_shape: tuple[int, ...]) -> 
 
     Args and errors as in `shrink`.
     """
-    traced = structure.of(classifier.apply_fn, classifier.variables, image_shape)
+    traced = structure.structure_of(classifier.apply_fn, classifier.variables, image_shape)
     return _carried(traced, classifier, mask)[1]
 
 

@@ -74,13 +74,13 @@ def trace(
     return Structure(program, by_path, last, channels, before)
 
 
-def of(
+def structure_of(
     apply_fn: Callable[..., Any], variables: Variables, image_shape: tuple[int, ...]
 ) -> Structure:
     """The structure of a network on images `[H, W, C]` or vectors `[d]`.
 
     Example:
-      structure = shrinking.structure.of(classifier.apply_fn, classifier.variables, (32, 32, 3))
+      structure = shrinking.structure_of(classifier.apply_fn, classifier.variables, (32, 32, 3))
 
     Raises:
       ValueError: variables without "params", images that the network does not take, or a network
@@ -113,8 +113,8 @@ def require_traced(structure: Structure, params: Any) -> None:
             shapes = [shape.get(path, "missing") for shape in (traced, found)]
             raise ValueError(
                 f"{path!r} was {shapes[0]} when the network was traced and is {shapes[1]}; trace "
-                "the network as it is: shrinking.of(classifier.apply_fn, classifier.variables, "
-                "image_shape)."
+                "the network as it is: shrinking.structure_of(classifier.apply_fn, "
+                "classifier.variables, image_shape)."
             )
 
 

@@ -27,7 +27,7 @@ def remove_blocks(
     Raises:
       ValueError: a name that no such block has.
     """
-    traced = structure.of(classifier.apply_fn, classifier.variables, image_shape)
+    traced = structure.structure_of(classifier.apply_fn, classifier.variables, image_shape)
     gone = {path for block in residual.chosen(traced, names) for path in block.variables}
     network = shrunk.whole(classifier.apply_fn, classifier.variables)
     network = dataclasses.replace(network, blocks=(*network.blocks, *dict.fromkeys(names)))

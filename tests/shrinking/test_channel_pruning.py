@@ -18,7 +18,7 @@ SHAPE = (8, 8, 3)
 def resnet():
     network = Network(models.create("resnet8", num_classes=5, width=8))
     classifier = Classifier(network.init(jax.random.key(0), SHAPE), network)
-    return classifier, shrinking.of(network, classifier.variables, SHAPE)
+    return classifier, shrinking.structure_of(network, classifier.variables, SHAPE)
 
 
 def given(scores):
@@ -100,7 +100,7 @@ def test_drawn_at_random_a_channel_has_one_draw_whatever_makes_it(resnet):
 def test_channels_that_an_earlier_mask_leaves_nothing_of_go_first():
     network = Network(models.create("mlp", num_classes=5, widths=(6, 4)))
     variables = network.init(jax.random.key(0), (9,))
-    traced = shrinking.of(network, variables, (9,))
+    traced = shrinking.structure_of(network, variables, (9,))
     current = masks.dense(variables["params"])
     current["Dense_0"]["kernel"] = jnp.arange(6)[None] < 4
     current["Dense_2"]["kernel"] = jnp.arange(4)[:, None] > 0  # nothing reads the first
@@ -122,11 +122,11 @@ def test_channels_that_an_earlier_mask_leaves_nothing_of_go_first():
 def test_under_a_mask_channels_score_what_they_do_in_the_network_without_the_others(pruner):
     network = Network(models.create("mlp", num_classes=5, widths=(6, 4)))
     variables = network.init(jax.random.key(0), (9,))
-    traced = shrinking.of(network, variables, (9,))
+    traced = shrinking.structure_of(network, variables, (9,))
     mask = shrinking.channel_mask(traced, variables, 0.34)
     small = shrinking.shrink(Classifier(variables, network), mask, (9,), check=False)
     found = shrinking.channel_scores(traced, variables["params"], pruner, current=mask)
-    alone = shrinking.of(small.apply_fn, small.variables, (9,))
+    alone = shrinking.structure_of(small.apply_fn, small.variables, (9,))
     expected = shrinking.channel_scores(alone, small.params, pruner)
     for path in ("params/Dense_0/kernel", "params/Dense_1/kernel"):
         own = found[traced.along(path)[1]]
@@ -189,7 +189,7 @@ def test_excluded_layers_are_left_alone_with_all_that_is_coupled_to_them(resnet)
 def test_what_is_kept_for_a_multiple_is_the_best_of_what_would_go(scores):
     network = Network(models.create("mlp", num_classes=5, widths=(12, 8, 3)))
     variables = network.init(jax.random.key(0), (9,))
-    params, traced = variables["params"], shrinking.of(network, variables, (9,))
+    params, traced = variables["params"], shrinking.structure_of(network, variables, (9,))
     worth = trees.map_with_path(
         lambda path, leaf: (
             jax.random.uniform(jax.random.key(len(path)), leaf.shape)
@@ -254,7 +254,7 @@ def test_widths_are_multiples_however_many_positions_a_channel_has(
     rng = np.random.default_rng(0)
     params = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
     classifier = Classifier({"params": params}, lambda v, x: network(v["params"], x))
-    traced = shrinking.of(classifier.apply_fn, classifier.variables, (2, 2, 3))
+    traced = shrinking.structure_of(classifier.apply_fn, classifier.variables, (2, 2, 3))
     mask = shrinking.channel_mask(traced, classifier.variables, 0.5, multiple=multiple)
     # Nothing is left to round, and as much comes back of a mask that is not.
     for own in (mask, shrinking.channel_mask(traced, classifier.variables, 0.5)):
@@ -279,7 +279,7 @@ def test_widths_are_multiples_however_many_positions_a_channel_has(
 def test_every_layer_keeps_what_the_allocation_leaves_it(allocation, sparsity, kept):
     network = Network(models.create("mlp", num_classes=5, widths=(12, 8, 3)))
     variables = network.init(jax.random.key(0), (9,))
-    traced = shrinking.of(network, variables, (9,))
+    traced = shrinking.structure_of(network, variables, (9,))
     mask = shrinking.channel_mask(traced, variables, sparsity, Pruner(allocation=allocation))
     for number, units in enumerate((12, 8, 3)):
         assert _left(mask, f"Dense_{number}/kernel", 1, units).sum() == kept[number]
@@ -336,7 +336,7 @@ def test_rounds_end_at_the_target_and_each_is_smaller_than_the_last(resnet):
     del traced
 
     def remove(now):
-        own = shrinking.of(now.apply_fn, now.variables, SHAPE)
+        own = shrinking.structure_of(now.apply_fn, now.variables, SHAPE)
         mask = shrinking.channel_mask(own, now.variables, 0.3)
         return shrinking.shrink(now, mask, SHAPE)
 
@@ -471,7 +471,9 @@ def test_grasp_looks_at_all_allowed_weights_at_once(exclude):
     curved = jax.jit(lambda flat: jax.hessian(of_flat)(flat) @ jax.grad(of_flat)(flat))(flat)
     of_weights = unravel(flat * curved)
 
-    traced = shrinking.of(lambda v, x: small_network(v["params"], x), variables, (3, 3, 1))
+    traced = shrinking.structure_of(
+        lambda v, x: small_network(v["params"], x), variables, (3, 3, 1)
+    )
     evidence = Evidence(loss=loss, batches=(batch,))
     scores = shrinking.channel_scores(traced, params, Pruner("grasp", exclude=exclude), evidence)
     for name in ("conv", "dense"):
@@ -484,7 +486,7 @@ def test_criteria_of_maps_need_no_exclusion_of_the_last_layer():
     """Its units are the classes, which they cannot score, and which no mask removes."""
     network = Network(models.create("mlp", num_classes=5, widths=(6, 4)))
     variables = network.init(jax.random.key(0), (9,))
-    traced = shrinking.of(network, variables, (9,))
+    traced = shrinking.structure_of(network, variables, (9,))
     images = jax.random.uniform(jax.random.key(1), (7, 9))
     evidence = Evidence(
         network=network, variables=variables, batches=((images, jnp.zeros(7, int)),)

@@ -26,7 +26,7 @@ def classifier_of(function, **shapes):
 
 
 def structure_of(classifier, shape=SHAPE):
-    return shrinking.of(classifier.apply_fn, classifier.variables, shape)
+    return shrinking.structure_of(classifier.apply_fn, classifier.variables, shape)
 
 
 def number_removable(traced, path, axis=-1):

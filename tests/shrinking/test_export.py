@@ -99,7 +99,7 @@ def smaller_branches():
     """Equations on fewer channels, and the network that computes the same under a mask."""
     shape = (4, 4, 1)
     whole = classifier(Branches(), shape)
-    traced = shrinking.of(whole.apply_fn, whole.variables, shape)
+    traced = shrinking.structure_of(whole.apply_fn, whole.variables, shape)
     mask = shrinking.channel_mask(traced, whole.variables, 0.5)
     small = shrinking.shrink(whole, mask, shape, check=False)
     assert isinstance(small.apply_fn, shrinking.Shrunk)

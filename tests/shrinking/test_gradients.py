@@ -125,7 +125,7 @@ def test_the_gradient_is_that_of_the_whole_network_also_at_kinks_and_by_own_rule
     images = jax.random.uniform(jax.random.key(1), (2, *SHAPE)).at[0, 1:].set(0)
     variables = net.init(jax.random.key(0), images)
     classifier = Classifier(variables, net.apply)
-    traced = shrinking.of(net.apply, variables, SHAPE)
+    traced = shrinking.structure_of(net.apply, variables, SHAPE)
     mask = shrinking.channel_mask(traced, variables, 0.5)
     smaller = shrinking.shrink(classifier, mask, SHAPE, carry=True)
     without = shrinking.remove_blocks(classifier, ["Branch_0"], SHAPE)
@@ -157,7 +157,9 @@ def test_the_gradient_is_that_of_the_whole_network_also_at_kinks_and_by_own_rule
 def test_activations_see_the_channels_alone_that_are_left(activation, derivative):
     net, images = Net(activation), jnp.zeros((2, *SHAPE))
     variables = net.init(jax.random.key(0), images)
-    mask = shrinking.channel_mask(shrinking.of(net.apply, variables, SHAPE), variables, 0.5)
+    mask = shrinking.channel_mask(
+        shrinking.structure_of(net.apply, variables, SHAPE), variables, 0.5
+    )
     small = shrinking.shrink(Classifier(variables, net.apply), mask, SHAPE, check=False)
 
     def gradient(images):
@@ -174,7 +176,7 @@ def test_channels_of_calls_with_a_rule_that_is_not_elementwise_stay(activation):
     net = Net(activation)
     images = jax.random.uniform(jax.random.key(1), (2, *SHAPE))
     variables = net.init(jax.random.key(0), images)
-    traced = shrinking.of(net.apply, variables, SHAPE)
+    traced = shrinking.structure_of(net.apply, variables, SHAPE)
     with pytest.raises(ValueError, match=r"must stay, what 'custom_.*call' does to them is not"):
         shrinking.channel_mask(traced, variables, 0.5)
     whole = shrinking.whole(net.apply, variables)

@@ -152,7 +152,7 @@ def test_resnet8_loses_what_masks_of_prune_remove():
 
 
 def assert_half_goes(classifier, others=()):
-    traced = shrinking.of(classifier.apply_fn, classifier.variables, SHAPE)
+    traced = shrinking.structure_of(classifier.apply_fn, classifier.variables, SHAPE)
     mask = shrinking.channel_mask(traced, classifier.variables, 0.5)
     (small,) = assert_shrinks(classifier, [mask], others=others)
     # Not one number of a removed channel is left.
@@ -195,7 +195,7 @@ def test_a_module_of_nnx_becomes_smaller():
         return nnx.merge(graph, variables["params"], variables["others"])(images)
 
     classifier = Classifier({"params": params, "others": others}, network)
-    traced = shrinking.of(network, classifier.variables, SHAPE)
+    traced = shrinking.structure_of(network, classifier.variables, SHAPE)
     names = [block.name for block in shrinking.blocks(traced)]
     assert names == ["blocks/0", "blocks/1"]
     without = shrinking.remove_blocks(classifier, ["blocks/0"], SHAPE)

@@ -106,7 +106,7 @@ def test_the_smaller_network_computes_what_the_masked_one_does(layers):
         shapes,
     )
     classifier = Classifier(variables, network)
-    traced = shrinking.of(network, variables, SHAPE)
+    traced = shrinking.structure_of(network, variables, SHAPE)
     pairs = []
     for allocation in ("uniform", "global"):
         pruner = Pruner(allocation=allocation)

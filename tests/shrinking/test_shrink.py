@@ -30,7 +30,7 @@ def classifier_of(module, shape=SHAPE, seed=0):
 
 def random_channel_mask(classifier, shape, share, seed=0):
     """Removes that share of each group of channels, from all layers that make them."""
-    traced = shrinking.of(classifier.apply_fn, classifier.variables, shape)
+    traced = shrinking.structure_of(classifier.apply_fn, classifier.variables, shape)
     kept = np.ones(traced.number, bool)
     rng = np.random.default_rng(seed)
     for group in shrinking.groups(traced):
@@ -198,7 +198,7 @@ def test_a_channel_of_a_sum_stays_until_all_branches_give_it_up():
 
 def test_a_removed_block_is_a_block_of_zeros():
     classifier = classifier_of(models.create("resnet8", num_classes=5, width=4))
-    traced = shrinking.of(classifier.apply_fn, classifier.variables, SHAPE)
+    traced = shrinking.structure_of(classifier.apply_fn, classifier.variables, SHAPE)
     assert [block.name for block in shrinking.blocks(traced)] == ["BasicBlock_0"]
 
     small = shrinking.remove_blocks(classifier, ["BasicBlock_0"], SHAPE)
@@ -297,7 +297,7 @@ def test_a_block_that_is_none_is_refused():
 def test_channels_that_zeros_are_added_to_are_a_group_of_their_own(sparsity, multiple, widths):
     """Stages of 8, 16 and 32: 8 channels are of all three, 8 of two, and 16 of the last alone."""
     classifier = classifier_of(models.create("resnet20", num_classes=5, width=8))
-    traced = shrinking.of(classifier.apply_fn, classifier.variables, SHAPE)
+    traced = shrinking.structure_of(classifier.apply_fn, classifier.variables, SHAPE)
     mask = shrinking.channel_mask(traced, classifier.variables, sparsity, multiple=multiple)
     small = shrinking.shrink(classifier, mask, SHAPE, check=False)
     assert small.apply_fn.module.widths == widths
@@ -305,7 +305,7 @@ def test_channels_that_zeros_are_added_to_are_a_group_of_their_own(sparsity, mul
 
 def test_a_stage_is_not_removed_though_zeros_are_added_to_it():
     classifier = classifier_of(models.create("resnet20", num_classes=5, width=4))
-    traced = shrinking.of(classifier.apply_fn, classifier.variables, SHAPE)
+    traced = shrinking.structure_of(classifier.apply_fn, classifier.variables, SHAPE)
     kept = np.ones(traced.number, bool)
     kept[traced.along("params/Conv_0/kernel")[3]] = False
     mask = made_mask(classifier, traced, kept)

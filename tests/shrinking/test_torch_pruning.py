@@ -56,7 +56,7 @@ def whole(name):
 @functools.cache
 def shrunk(name, sparsity, aggregate="sum"):
     classifier = whole(name)
-    traced = shrinking.of(classifier.apply_fn, classifier.variables, SHAPE)
+    traced = shrinking.structure_of(classifier.apply_fn, classifier.variables, SHAPE)
     mask = shrinking.channel_mask(
         traced, classifier.variables, sparsity, Pruner(aggregate=aggregate)
     )
