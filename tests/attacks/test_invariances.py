@@ -132,7 +132,7 @@ def test_neither_batch_size_nor_order_nor_devices_matter(attack, eps, relu_netwo
 
 def test_every_device_has_its_share_of_the_lanes(relu_network, monkeypatch):
     images, labels = relu_network.examples(20)
-    compiled_of, seen = programs.of, []
+    compiled_of, seen = programs.compiled, []
 
     def watched(attack, mesh):
         compiled = compiled_of(attack, mesh)
@@ -146,7 +146,7 @@ def test_every_device_has_its_share_of_the_lanes(relu_network, monkeypatch):
 
         return compiled._replace(advance=advance)
 
-    monkeypatch.setattr(programs, "of", watched)
+    monkeypatch.setattr(programs, "compiled", watched)
     attacks.run(
         attacks.PGD(steps=15, restarts=3), relu_network.classifier, images, labels,
         key=KEY, eps=0.03, batch_size=64,
