@@ -9,7 +9,7 @@ Not the same algorithm elsewhere, or none from PyPI: PGD in L0, Sparse-RS, and t
 with its budget in features and one in pixels. JSMA and one-pixel are in torchattacks only; JSMA is
 targeted by nature, so there both head for the class that is likeliest after the label (torchattacks
 by itself takes the label plus one), and torchattacks goes on until that very class is predicted.
-AutoAttack "rand" takes 20 draws a step elsewhere, though these networks draw nothing, and one here.
+DDN, FMN and sigma-zero make 10 forward passes more than elsewhere, back to the boundary.
 Carlini-Wagner of torchattacks has one c and no search for it, so it is left out. EAD is the elastic
 net's attack, beside which PDPGD has no other L1 peer of its kind.
 """
@@ -38,7 +38,36 @@ def _fixed_budget(eps: Mapping[str, float]) -> dict[str, Case]:
     linf, l2, l1 = eps["linf"], eps["l2"], eps["l1"]
     share = 2.5 / 40  # a step of PGD, of eps
     pgd = {"steps": 40, "loss": "cross_entropy"}
+    momentum = attacks.PGD(
+        steps=10, loss="cross_entropy", momentum=1.0, relative_step=0.1, random_start=False
+    )
     return {
+        "fgsm": Case(
+            attacks.FGSM(),
+            linf,
+            {
+                "foolbox": peer.foolbox("LinfFastGradientAttack"),
+                "torchattacks": peer.torchattacks("FGSM", eps=True),
+            },
+        ),
+        "fgsm_l2": Case(
+            attacks.FGSM(norm="l2"), l2, {"foolbox": peer.foolbox("L2FastGradientAttack")}
+        ),
+        "pgd_momentum": Case(
+            momentum,
+            linf,
+            {
+                "foolbox": peer.foolbox(
+                    "LinfMomentumIterativeFastGradientMethod",
+                    steps=10,
+                    momentum=1.0,
+                    rel_stepsize=0.1,
+                ),
+                "torchattacks": peer.torchattacks(
+                    "MIFGSM", eps=True, steps=10, alpha=0.1 * linf, decay=1.0
+                ),
+            },
+        ),
         "pgd": Case(
             attacks.PGD(**pgd),
             linf,
@@ -165,6 +194,7 @@ def _minimum_norm() -> dict[str, Case]:
         "fmn_linf": _fmn("linf", float("inf"), 100, stepsize=10.0),
         "fmn_l2": _fmn("l2", 2, 100),
         "fmn_l1": _fmn("l1", 1, 100),
+        "fab": Case(attacks.FAB(), None, {"pyautoattack": peer.fab("linf")}),
         "fab_t": Case(attacks.FAB(targets=9), None, {"pyautoattack": peer.fab_t("linf")}),
         "fab_t_l2": Case(
             attacks.FAB(norm="l2", targets=9), None, {"pyautoattack": peer.fab_t("l2")}

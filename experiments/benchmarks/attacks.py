@@ -55,7 +55,7 @@ _ALL_IMAGES = flags.DEFINE_bool(
 )
 _PEERS = flags.DEFINE_bool("peers", False, "Run the other libraries' too; they must be installed.")
 _SHARED = flags.DEFINE_string("shared", "../shared", "Where reference_models/ and data/ are.")
-_OUTPUT = flags.DEFINE_string("output", None, "A JSON file for all numbers; by default none.")
+_OUTPUT = flags.DEFINE_string("output", "attacks.json", "A JSON file for all numbers, or none.")
 
 
 # Of the printed table, in columns: narrower ones would cut its numbers.

@@ -98,6 +98,20 @@ def apgd_t(norm: str, targets: int, larger_budgets: bool = False) -> Peer:
     return run
 
 
+def fab(norm: str) -> Peer:
+    """FAB of pyautoattack, away from the label."""
+
+    def run(network, images, labels, eps):
+        from pyautoattack.fab_pt import FABAttack_PT
+
+        attack = FABAttack_PT(
+            network, norm=NORMS[norm], n_restarts=1, n_iter=100, eps=1e9, seed=0, device="cpu"
+        )
+        return attack.attack_single_run(images, labels, use_rand_start=False)
+
+    return run
+
+
 def fab_t(norm: str) -> Peer:
     """FAB-T of pyautoattack with 9 targets, the nearest of them."""
 
@@ -137,7 +151,7 @@ def square(norm: str, queries: int) -> Peer:
 
 
 def autoattack(norm: str, version: str = "standard") -> Peer:
-    """AutoAttack of pyautoattack."""
+    """AutoAttack of pyautoattack; "rand" with one draw a step, for the networks draw nothing."""
 
     def run(network, images, labels, eps):
         from pyautoattack import AutoAttack
@@ -145,6 +159,7 @@ def autoattack(norm: str, version: str = "standard") -> Peer:
         attack = AutoAttack(
             network, norm=NORMS[norm], eps=eps, version=version, seed=0, device="cpu"
         )
+        attack.apgd.eot_iter = 1
         return _silently(attack.run_standard_evaluation, images, labels, batch_size=len(images))[0]
 
     return run

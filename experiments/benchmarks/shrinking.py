@@ -44,7 +44,7 @@ _WIDTH = flags.DEFINE_float("width", 1.0, "Of the networks, as a share of the pu
 _BATCH = flags.DEFINE_integer("batch_size", 64, "Images a step.", 1)
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Timings of each candidate.", 1)
 _SECONDS = flags.DEFINE_float("seconds", 0.5, "Each timing lasts about that long.", 0.0)
-_OUTPUT = flags.DEFINE_string("output", None, "A JSON file for all numbers; by default none.")
+_OUTPUT = flags.DEFINE_string("output", "shrinking.json", "A JSON file for all numbers, or none.")
 
 
 def main(argv: list[str]) -> None:

@@ -95,6 +95,10 @@ class APGD(Attack):
     entrywise: ClassVar[bool] = True
 
     def __post_init__(self):
+        if self.norm == "l1":
+            raise ValueError(
+                "norm is 'l1'; APGD measures in 'linf' or 'l2', and in L1 there is 'apgd_l1'."
+            )
         super().__post_init__()
         self._numbers("alpha", within="(0, 1]")
         self._numbers("rho", within="[0, 1]")

@@ -160,7 +160,7 @@ def radius(
 def radius_in_l0(
     eps: jax.Array, gamma: jax.Array, adversarial: jax.Array, best: jax.Array
 ) -> jax.Array:
-    """The next number of features; at least one more or less, 0 at least. Arguments as before."""
+    """The next number of units; at least one more or less, 0 at least. Arguments as before."""
     fewer = jnp.minimum(jnp.minimum(eps - 1, jnp.floor((1 - gamma) * eps)), best)
     more = jnp.maximum(eps + 1, jnp.floor((1 + gamma) * eps))
     return jnp.maximum(jnp.where(adversarial, fewer, more), 0.0)

@@ -22,6 +22,9 @@ class Retracting(Attack):
     Attributes:
       retractions: halvings after the last step, a forward pass each, at least 0; 0 is the paper's
         algorithm alone. 10 leave a thousandth of the distance.
+
+    Raises:
+      ValueError: `retractions` that is no such number.
     """
 
     retractions: int = 10

@@ -96,8 +96,8 @@ def run(
     doubts = inspect(attack, classifier, images, labels, eps, width=given.width, mesh=mesh)
     result = AttackResult(images.copy(), success, distance, forwards, backwards, sizes, doubts)
     while lanes.busy or lanes.queue:
-        fresh = lanes.fill(attack.steps)
-        if fresh.any():
+        # Until none leaves at once: lanes that begin together end together, and are settled so.
+        while (fresh := lanes.fill(attack.steps)).any():
             state, clean = compiled.fill(attacked, examples(), key, state, fresh)
             already = np.asarray(clean) & fresh
             of = lanes.example[already]

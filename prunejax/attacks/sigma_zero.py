@@ -48,8 +48,8 @@ class SigmaZero(Retracting):
     features: each channel value of a pixel by itself. In "l0_pixels", which the paper does not
     have, delta_i is a pixel and |delta_i| the L2 norm of its channels. Cina et al. (2025),
     "sigma-zero: gradient-based optimization of l0-norm adversarial examples", algorithm 1; the
-    defaults are the authors'. In the end the smallest changes are taken back as far as that goes
-    (`Retracting`).
+    defaults of learning rate, sigma and thresholds are the authors'. In the end the smallest
+    changes are taken back as far as that goes (`Retracting`).
 
     On linear networks of 2,304 features one run ends within 1.25 times the fewest. Where those are
     three or fewer none may be wrong, and what is chosen early is not always undone: with 35

@@ -20,6 +20,7 @@ STEPS = 100
     [
         ((20,), 3, attacks.APGD(targeted=True, loss="margin"), 1.02),
         ((7, 5, 1), 10, attacks.APGD(norm="l2", targets=9, loss="dlr"), 1.02),
+        ((16, 12, 3), 2, attacks.APGDL1(larger_budgets=True), 1.05),
         *(
             pytest.param(
                 (32, 24, 3),

@@ -285,7 +285,8 @@ OUT_OF_RANGE = {
         ("alpha", 1.5, "(0, 1]"),
         ("rho", -0.1, "[0, 1]"),
         ("rho", 1.1, "[0, 1]"),
-        ("norm", "l1", "'linf' or 'l2'"),
+        ("norm", "l1", "'apgd_l1'"),
+        ("norm", "l0", "'linf' or 'l2'"),
     ],
     "apgd_l1": [("share", 1.0, "(0, 1)"), ("larger_budgets", "no", "True or False")],
     "deepfool": [("candidates", 0, "at least 1"), ("overshoot", -2, "[0, inf)")],
@@ -405,7 +406,7 @@ def test_a_loss_without_a_gradient_at_the_start(name, options):
         attacks.create(name, loss="kl", **options)
 
 
-@pytest.mark.parametrize("name", ["fgsm", "pgd", "apgd", "ddn", "square", "sparse_rs"])
+@pytest.mark.parametrize("name", ["fgsm", "pgd", "apgd", "apgd_l1", "ddn", "square", "sparse_rs"])
 @pytest.mark.parametrize("option", [{"targeted": True}, {"targets": 1}])
 def test_a_loss_that_knows_no_target(name, option):
     with pytest.raises(ValueError, match="loss is 'kl'"):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from prunejax import attacks
+from prunejax.attacks import programs
 from prunejax.classifier import Classifier
 from prunejax.evaluation import predict
 from tests.compilations import compilations
@@ -47,6 +48,35 @@ class Guess(attacks.Attack):
 
     def result(self, classifier, state):
         return state.found
+
+
+def test_examples_that_need_no_attack_do_not_bring_lanes_out_of_step(relu_network, monkeypatch):
+    """Each batch of attacks of one length is looked at once: what ends them costs all lanes."""
+    images, labels = relu_network.examples(40, wrong=13)
+    order = np.random.default_rng(0).permutation(40)
+    compiled_of, settled = programs.compiled, []
+
+    def watched(attack, mesh):
+        compiled = compiled_of(attack, mesh)
+
+        def settle(*args):
+            settled.append(attack)
+            return compiled.settle(*args)
+
+        return compiled._replace(settle=settle)
+
+    monkeypatch.setattr(programs, "compiled", watched)
+    result = attacks.run(
+        Guess(steps=30),
+        relu_network.classifier,
+        images[order],
+        labels[order],
+        key=KEY,
+        batch_size=8,
+    )
+    assert np.array_equal(result.distance == 0, order >= 27)
+    assert np.array_equal(result.forwards, np.where(order >= 27, 0, 31))
+    assert len(settled) == -(-27 // 8)
 
 
 def test_misclassified_examples_are_left_alone(relu_network):
