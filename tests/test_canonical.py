@@ -1,5 +1,7 @@
 """The rewritten function is the same function, and its convolutions have one layout."""
 
+import re
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -328,3 +330,26 @@ def test_few_channels_become_as_many_as_are_fast(inputs, features, stride, kerne
     program = jax.make_jaxpr(canonical(convolve))(x, w).jaxpr
     (eqn,) = (e for e in equations(program) if e.primitive is lax.conv_general_dilated_p)
     assert eqn.invars[1].aval.shape == kernel
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere XLA swaps nothing")
+@pytest.mark.parametrize(
+    ("x", "w", "options"),
+    [
+        (array(4, 2, 2, 40), array(3, 3, 40, 36), {}),
+        (array(4, 1, 1, 40), array(3, 3, 40, 36), {}),
+        (array(4, 3, 4, 40), array(5, 5, 40, 36), {"strides": (2, 2)}),
+        (array(4, 2, 3, 40), array(3, 3, 40, 36), {"padding": ((2, 1), (0, 1))}),
+        (array(4, 2, 2, 40), array(2, 3, 40, 36), {"rhs_dilation": (2, 1)}),
+        (array(4, 2, 2, 3), array(3, 3, 3, 8), {}),  # few channels, which are widened
+        (array(4, 2, 40), array(3, 40, 36), {"numbers": ("NWC", "WIO", "NWC")}),
+    ],
+)
+def test_an_image_smaller_than_the_kernel_stays_the_image(x, w, options):
+    """XLA's CPU compiler would take the larger of the two for the image, and be 40 times slower."""
+    both = value_and_grads(lambda x, w: conv(x, w, **{"strides": (1,) * (x.ndim - 2), **options}))
+    assert_same(both, x, w)
+    compiled = jax.jit(canonical(both)).lower(x, w).compile().as_text()
+    found = re.findall(r" convolution\(.*dim_labels=(\w+->\w+)", compiled)
+    assert len(found) == 3
+    assert {*found} == {"b01f_01io->b01f" if x.ndim == 4 else "b0f_0io->b0f"}

@@ -14,6 +14,7 @@ from prunejax.attacks import losses
 from prunejax.attacks.attack import Attack
 from prunejax.attacks.diagnostics import Diagnostics
 from prunejax.attacks.programs import wanted
+from prunejax.canonical import canonical
 from prunejax.classifier import Classifier
 
 
@@ -154,7 +155,7 @@ def _program(loss: str | None, norm: str, mesh: Mesh) -> Callable[..., Any]:
 
     return jax.jit(
         jax.shard_map(
-            look_at_outputs if loss is None else look,
+            canonical(look_at_outputs if loss is None else look),
             mesh=mesh,
             in_specs=(one, lane, lane, lane),
             out_specs=lane,

@@ -1,7 +1,8 @@
 """What a network costs: weights, work, bytes, time, memory.
 
 A mask alone makes nothing faster: a masked weight is multiplied like any other. `effective_flops`
-is the work that hardware which skips zeros would have; `latency` is what this machine takes.
+is the work that hardware which skips zeros would have; `latency` is what this machine takes, with
+convolutions in the layout that is fast here (`canonical`), as everywhere in this library.
 """
 
 import time
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from prunejax import checks, masks, packing, trees
+from prunejax.canonical import canonical
 from prunejax.classifier import Classifier
 from prunejax.evaluation import work
 from prunejax.shrinking import structure
@@ -102,9 +104,8 @@ def efficiency(
 
 def _compiled(classifier: Classifier, image_shape: tuple[int, ...], batch_size: int):
     images = jax.ShapeDtypeStruct((batch_size, *image_shape), jnp.float32)
-    return (
-        jax.jit(lambda classifier, images: classifier(images)).lower(classifier, images).compile()
-    )
+    forward = canonical(lambda classifier, images: classifier(images))
+    return jax.jit(forward).lower(classifier, images).compile()
 
 
 def _fastest(compiled, classifier, image_shape, batch_size, repeats, progress) -> float:

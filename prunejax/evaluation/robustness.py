@@ -20,6 +20,7 @@ from prunejax.attacks import Attack, Cascade, cascade
 from prunejax.attacks.diagnostics import Doubt, added
 from prunejax.attacks.inputs import Inputs
 from prunejax.attacks.lanes import lane_count, lanes_of
+from prunejax.canonical import canonical
 from prunejax.classifier import Classifier
 from prunejax.data import Dataset
 from prunejax.evaluation import records
@@ -70,7 +71,7 @@ def predict(
 
 @jax.jit
 def _predict(classifier, images):
-    logits = classifier(images)
+    logits = canonical(classifier)(images)
     return jnp.where(jnp.isnan(logits).any(axis=-1), -1, jnp.argmax(logits, axis=-1))
 
 
