@@ -4,10 +4,11 @@ r"""Makes a trained network smaller: removes channels or residual blocks, fine-t
         --workdir=runs/small --config.init_from=runs/dense
 
 Each round is kept in the run's folder; a run that was stopped goes on after its last round, and a
-finished one is left alone. The result is evaluated like any other (experiments.evaluate). What
-pruned the network before stays: of its mask each round keeps what belongs to the channels that are
-left. Where that mask removes whole channels (config.method.granularity = "filter", say), they are
-gone after
+finished one is left alone. The result is evaluated like any other (experiments.evaluate). It is the
+network's equations on smaller arrays, for networks of `models` too: this command alone goes on with
+it, experiments.train does not (`shrinking.shrink` keeps the module's class). What pruned the
+network before stays: of its mask each round keeps what belongs to the channels that are left. Where
+that mask removes whole channels (config.method.granularity = "filter", say), they are gone after
 
     python -m experiments.shrink --config=experiments/configs/digits_shrink.py \
         --workdir=runs/small --config.init_from=runs/pruned --config.shrinking.remove=masked
