@@ -102,15 +102,23 @@ def density(params: Params, mask: Mask, paths: tuple[str, ...] | None = None) ->
 def nominal_density(params: Params, mask: Mask) -> float:
     """Share of the weights that the mask might have removed and keeps, in [0, 1]; 1 without any.
 
-    Those are the weights whose mask is more than a single True.
+    Of the `covered` ones.
+
+    Raises:
+      ValueError: a mask that does not fit the parameters.
+    """
+    return density(params, mask, covered(params, mask))
+
+
+def covered(params: Params, mask: Mask) -> tuple[str, ...]:
+    """Paths of the weights that the mask might have removed: its leaf is more than a single True.
 
     Raises:
       ValueError: a mask that does not fit the parameters.
     """
     validate(params, mask)
     leaves = trees.flatten(mask)
-    candidates = [p for p in trees.weights(params) if jnp.ndim(leaves[p]) or not leaves[p]]
-    return density(params, mask, tuple(candidates))
+    return tuple(p for p in trees.weights(params) if jnp.ndim(leaves[p]) or not leaves[p])
 
 
 def fits(mask_leaf: jax.Array, leaf: jax.Array) -> bool:

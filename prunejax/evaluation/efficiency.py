@@ -6,7 +6,7 @@ convolutions in the layout that is fast here (`canonical`), as everywhere in thi
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -27,6 +27,8 @@ class Efficiency(NamedTuple):
       layers: of its weights (leaves of rank two or more), in the order of their paths.
       parameters, nonzero: numbers in all parameters, and how many of them are not zero.
       nominal_density: share of the weights that the mask might have removed and keeps.
+      nominal_densities: the same of each such weight, by path: one that is kept whole has 1, one
+        that the mask does not cover is absent.
       density: share of all weights that are not zero; 1 where there are none.
       flops, effective_flops: of one image, additions and multiplications.
       bytes_on_disk: of the file with all variables and the mask, packed (`packing`).
@@ -40,6 +42,7 @@ class Efficiency(NamedTuple):
     parameters: int
     nonzero: int
     nominal_density: float
+    nominal_densities: Mapping[str, float]
     density: float
     flops: int
     effective_flops: int
@@ -78,7 +81,9 @@ def efficiency(
     structure.require_params(classifier.variables)
     params = classifier.params
     mask = masks.dense(params) if mask is None else mask
-    nominal = masks.nominal_density(params, mask)
+    covered = masks.covered(params, mask)
+    nominal = masks.density(params, mask, covered)
+    nominal_of_each = {path: masks.density(params, mask, (path,)) for path in covered}
     classifier = classifier.with_params(masks.apply(params, mask))
     layers = work.count(classifier, image_shape)
     leaves = jax.tree.leaves(classifier.params)
@@ -91,6 +96,7 @@ def efficiency(
         parameters=trees.size(classifier.params),
         nonzero=sum(int(np.count_nonzero(leaf)) for leaf in leaves),
         nominal_density=nominal,
+        nominal_densities=nominal_of_each,
         density=sum(x.nonzero for x in layers) / sum(x.weights for x in layers) if layers else 1.0,
         flops=sum(x.flops for x in layers),
         effective_flops=sum(x.effective_flops for x in layers),

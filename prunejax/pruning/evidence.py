@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 
 from prunejax import trees
-from prunejax.classifier import Network
 
 Params = Any
 Batch = Any
@@ -31,7 +30,7 @@ class Evidence(NamedTuple):
         where there is no `loss`.
       network: `(variables, images) -> logits` in evaluation mode, hashable, such as a `Network`.
       variables: the network's other variables, as in `{"batch_stats": ...}`; where None, `network`
-        takes the parameters alone, unless it is a `Network`.
+        takes the parameters alone, unless it is a `Network` or a `Shrunk`.
       input_shape: of one input, without batch axis.
       norms: path of a weight -> path of the scale of the normalisation that follows it.
       scores: learned scores, of params' structure.
@@ -81,7 +80,8 @@ class Evidence(NamedTuple):
     @property
     def apply_fn(self) -> Callable[[Any, jax.Array], jax.Array]:
         """The network as a function of `variables_of(params)` and images, hashable."""
-        takes_variables = self.variables is not None or isinstance(self.network, Network)
+        # Networks of this library run in training mode too, and take variables in both.
+        takes_variables = self.variables is not None or hasattr(self.network, "train")
         return self.network if takes_variables else OfParams(self.network)
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import fnmatch
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -183,8 +183,7 @@ class Pruner:
             units.scores, reduction=self.reduction, finish=criterion.finish
         )
         found = {path: of_units(scores[path], kept[path], leaves[path].shape) for path in paths}
-        if criterion.needs:
-            _require_numbers(found, criterion.name)
+        require_numbers(found.values(), criterion)
         return found
 
     def mask(
@@ -296,15 +295,19 @@ def _criterion(criterion: str | Criterion) -> Criterion:
     return names.lookup("criterion", criterion, CRITERIA)
 
 
-def _require_numbers(scores: Mapping[str, jax.Array], criterion: str) -> None:
-    """Raises a ValueError for scores of NaN alone, by which units would go by their index."""
-    if any(isinstance(of_layer, jax.core.Tracer) for of_layer in scores.values()):
+def require_numbers(scores: Iterable[jax.Array], criterion: Criterion) -> None:
+    """Raises a ValueError for scores of NaN alone, by which units would go by their index.
+
+    Not while they are traced, nor for criteria that need no evidence.
+    """
+    scores = tuple(scores)
+    if not criterion.needs or any(isinstance(of_layer, jax.core.Tracer) for of_layer in scores):
         return
-    best = max(float(jnp.max(of_layer, initial=-jnp.inf)) for of_layer in scores.values())
-    if best == granularity.NOT_A_NUMBER:
+    numbers = (jnp.where(jnp.isnan(s), granularity.NOT_A_NUMBER, s) for s in scores)
+    if max(float(jnp.max(s, initial=-jnp.inf)) for s in numbers) == granularity.NOT_A_NUMBER:
         raise ValueError(
-            f"criterion {criterion!r} gives no unit a score that is a number; look at the weights, "
-            "and at the loss and the examples in the evidence."
+            f"criterion {criterion.name!r} gives no unit a score that is a number; look at the "
+            "weights, and at the loss and the examples in the evidence."
         )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from prunejax import checks, trees
 from prunejax.classifier import Classifier
 from prunejax.pruning.evidence import Evidence
-from prunejax.pruning.pruner import Pruner
+from prunejax.pruning.pruner import Pruner, require_numbers
 from prunejax.shrinking import residual, structure
 from prunejax.shrinking.block_statistics import OF_DATA
 from prunejax.shrinking.channel_pruning import takes_first, unit_scores
@@ -214,6 +214,7 @@ def _scores(
         images, labels = _data(evidence)
         of_blocks = OF_DATA[criterion].of_blocks
         found = of_blocks(classifier, tuple(names), images, labels, batch_size)
+        require_numbers([jnp.asarray(found)], criterion)
         return dict(zip(names, map(float, found), strict=True))
     traced = structure.structure_of(classifier.apply_fn, classifier.variables, image_shape)
     last = {block.name: block.last for block in residual.chosen(traced, names)}

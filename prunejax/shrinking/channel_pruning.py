@@ -11,7 +11,7 @@ import numpy as np
 from prunejax import checks, masks, trees
 from prunejax.pruning import allocation, granularity, selection
 from prunejax.pruning.evidence import Evidence
-from prunejax.pruning.pruner import Pruner
+from prunejax.pruning.pruner import Pruner, require_numbers
 from prunejax.shrinking import gone, grouping, structure, widths
 from prunejax.shrinking.coupling import OUTPUTS
 from prunejax.shrinking.grouping import Group
@@ -201,7 +201,7 @@ def unit_scores(
     evidence = evidence._replace(paths=tuple(dict.fromkeys(path for path, _ in axes)))
     of_weights, leaves = pruner.weight_scores(params, evidence), trees.flatten(params)
     left = trees.flatten(masks.dense(params) if evidence.mask is None else evidence.mask)
-    return {
+    found = {
         (path, axis): np.asarray(
             UNITS[axis].scores(
                 of_weights[path],
@@ -213,6 +213,8 @@ def unit_scores(
         )
         for path, axis in axes
     }
+    require_numbers(found.values(), pruner.scorer)
+    return found
 
 
 def takes_first(pruner: Pruner) -> bool:

@@ -36,6 +36,8 @@ def test_a_mask_saves_effective_work_only():
     assert pruned.density == sum(kept[p] for p in weights) / sum(sizes[p] for p in weights)
     covered = [path for path in weights if path != "Conv_0/kernel"]
     assert pruned.nominal_density == sum(kept[p] for p in covered) / sum(sizes[p] for p in covered)
+    assert pruned.nominal_densities == {path: kept[path] / sizes[path] for path in covered}
+    assert (whole.nominal_density, whole.nominal_densities) == (1, {})
     assert pruned.nonzero == sum(kept[p] for p in weights)  # biases begin at zero
     assert pruned.parameters == whole.parameters == sum(sizes.values())
     assert pruned.throughput == 2 / pruned.latency

@@ -50,6 +50,7 @@ def test_table_and_numbers_are_those_of_the_networks(runs, tmp_path):
     found = json.loads((tmp_path / "costs.json").read_text())
     assert found["pruned"]["flops"] == found["whole"]["flops"] == 2 * 74_000
     assert found["pruned"]["effective_flops"] == 2 * 26_000
+    assert found["pruned"]["nominal_densities"] == {"Dense_0/kernel": 0.25}
     small = found["seed1/small"]
     assert small["flops"] == small["effective_flops"] == 2 * 22_200
     assert found["pruned"]["layers"][0] == {
@@ -71,7 +72,10 @@ def test_table_and_numbers_are_those_of_the_networks(runs, tmp_path):
 
 def cost(batch_size: int) -> Efficiency:
     layers = (LayerCost("a/kernel", 10, 4, 200, 80), LayerCost("b/kernel", 6, 6, 12, 12))
-    return Efficiency(layers, 18, 12, 0.4, 10 / 16, 212, 92, 100, 0.5, 4.0, batch_size, 2**20)
+    nominal = {"a/kernel": 0.4}
+    return Efficiency(
+        layers, 18, 12, 0.4, nominal, 10 / 16, 212, 92, 100, 0.5, 4.0, batch_size, 2**20
+    )
 
 
 def test_the_figure_shows_all_and_what_is_left_of_each_layer():

@@ -65,6 +65,10 @@ def test_unknown_names_name_the_nearest(name, options, message):
             for name in (*GRADUAL, "alternating", "regrowing")
         ),
         *(
+            (name, {"criterion": "taylor", "examples": 0}, "'taylor', which needs more.*'snip'")
+            for name in ("one_shot", *GRADUAL, "alternating", "regrowing")
+        ),
+        *(
             (name, {"criterion": "learned"}, "'learned', which needs more than.*scores.*'hydra'")
             for name in PRUNING
             if name != "hydra"

@@ -209,9 +209,12 @@ def test_every_criterion_removes_exact_numbers_of_all_units_it_tells_apart(name)
     criterion = scored_once(name)
     for granularity in ALL:
         sparsity = 0.5 if ":" in granularity else 0.4
-        for allocation in ("uniform", "global"):
+        for allocation in (*ALLOCATIONS, "table"):
+            if (granularity, allocation) not in PAIRS:
+                continue
             # The last layer's outputs are the classes.
-            options = {"exclude": "Dense_1", "guard": False, "allocation": allocation}
+            chosen = {"*": 1 - sparsity} if allocation == "table" else allocation
+            options = {"exclude": "Dense_1", "guard": False, "allocation": chosen}
             pruner = Pruner(criterion, granularity, **options)
             if name in OF_OUTPUTS and granularity in OF_INPUTS:
                 with pytest.raises(ValueError, match=r"gives all inputs of .* the same score"):
@@ -219,6 +222,6 @@ def test_every_criterion_removes_exact_numbers_of_all_units_it_tells_apart(name)
                 continue
             mask = prune(params, sparsity, pruner, evidence=evidence)
             gone = [~units(mask, path, granularity) for path in pruner.paths(params)]
-            if allocation == "global":
+            if allocation not in ("uniform", "table"):
                 gone = [np.concatenate(gone)]
             assert [g.sum() for g in gone] == [round(sparsity * g.size) for g in gone]

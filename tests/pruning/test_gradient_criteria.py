@@ -84,7 +84,7 @@ def test_the_taylor_score_of_a_filter_is_the_squared_change_of_a_linear_loss():
         np.testing.assert_allclose(found[unit], (whole - loss(without, 1.0)) ** 2, rtol=1e-3)
     # Squares of weights would not tell: here two large terms cancel.
     params = {"w": jnp.array([[[1.0, 0.1], [-1.0, 0.1]]])}
-    evidence = Evidence(grads={"w": jnp.ones((1, 2, 2))})
+    evidence = Evidence(loss=lambda p, _: jnp.sum(p["w"]), batches=(0,))
     mask = prune(params, 0.5, pruner, evidence=evidence)
     np.testing.assert_array_equal(mask["w"].ravel(), [False, True])
     mask = prune(params, 0.5, Pruner("snip", "filter"), evidence=evidence)
@@ -164,8 +164,19 @@ def test_in_the_optimizer_the_gradient_of_the_step_scores():
     # updated w: 0.6, -2.15, 2.98, 4; |g w|: 2.4, 3.2, 0.6, 0
     _, state = jax.jit(tx.update)(grads, tx.init(params), params)
     np.testing.assert_array_equal(state.mask["w"], [[True, True, False, False]])
-    with pytest.raises(ValueError, match="criterion 'fisher' needs loss and batches"):
-        pruning.optimizer(optax.sgd(0.1), Pruner("fisher"), pruning.one_shot(0.5))
+
+
+@pytest.mark.parametrize("name", ["grasp", "fisher", "taylor"])
+def test_the_gradient_of_a_step_does_not_do_for_every_criterion(name):
+    """Of a unit that the step normalises, g w sums to zero: taylor would rank rounding errors."""
+    x, y = rng.normal(size=(6, 3)), rng.normal(size=(6, 4))
+    params = {"w": jnp.asarray(rng.normal(size=(3, 4)), jnp.float32)}
+    maps = lambda p: x @ p["w"]  # noqa: E731
+    normalised = lambda p: jnp.sum(y * maps(p) / jnp.std(maps(p), axis=0))  # noqa: E731
+    g = jax.grad(normalised)(params)["w"]
+    np.testing.assert_allclose(jnp.sum(g * params["w"], axis=0), 0, atol=1e-5 * jnp.abs(g).max())
+    with pytest.raises(ValueError, match=f"criterion '{name}' needs loss and batches"):
+        pruning.optimizer(optax.sgd(0.1), Pruner(name, "column"), pruning.one_shot(0.5))
 
 
 # -- SynFlow ---------------------------------------------------------------------------------------

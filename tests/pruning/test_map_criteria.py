@@ -5,6 +5,8 @@ import jax
 import numpy as np
 import pytest
 
+from prunejax import masks, models, shrinking
+from prunejax.classifier import Classifier, Network
 from prunejax.pruning import Evidence, Pruner, prune
 
 OF_DATA = ("expected_abs", "hrank", "kl", "cka", "pls_vip")
@@ -55,3 +57,18 @@ def test_layers_inside_of_a_loop_are_named_too():
     evidence = evidence_of(network, _normal(6, 2))
     with pytest.raises(ValueError, match=r"cannot score \['last', 'loop'\]; exclude them"):
         prune(params, 0.5, Pruner("expected_abs"), evidence=evidence)
+
+
+def test_a_smaller_network_takes_its_variables_as_the_whole_one_did():
+    """Closed form: a smaller MLP's unit goes where its mean activation is least."""
+    network = Network(models.create("mlp", num_classes=2, widths=(6,)))
+    classifier = Classifier(network.init(jax.random.key(0), (4,)), network)
+    left = masks.dense(classifier.params)
+    left["Dense_0"]["kernel"] = np.array([[True, True, False, True, False, True]])
+    small = shrinking.shrink(Classifier(classifier.variables, network.__call__), left, (4,))
+    assert isinstance(small.apply_fn, shrinking.Shrunk)
+    evidence = evidence_of(small.apply_fn, _normal(6, 4))
+    pruner = Pruner("expected_abs", "column", exclude="Dense_1/*")
+    mask = prune(small.params, 0.25, pruner, evidence=evidence)["Dense_0"]["kernel"]
+    hidden = nn.relu(evidence.batches[0][0] @ small.params["Dense_0"]["kernel"]).mean(0)
+    np.testing.assert_array_equal(mask.ravel(), np.arange(4) != np.argmin(hidden))

@@ -315,6 +315,20 @@ def test_bad_choices_are_refused(resnet, sparsity, options, message):
         shrinking.channel_mask(traced, classifier.variables, sparsity, Pruner(**options))
 
 
+def test_scores_that_are_no_numbers_remove_nothing(resnet):
+    """Else the first channels of each group, and the first block, would go by their index."""
+    classifier, traced = resnet
+    loss = lambda params, batch: jnp.nan * sum(map(jnp.sum, jax.tree.leaves(params)))  # noqa: E731
+    nan = Evidence(loss=loss, batches=(jnp.zeros(1),))
+    with pytest.raises(ValueError, match="'snip' gives no unit a score that is a number; look at"):
+        shrinking.channel_mask(traced, classifier.variables, 0.5, Pruner("snip"), evidence=nan)
+    with pytest.raises(ValueError, match="'snip' gives no unit a score that is a number; look at"):
+        shrinking.lowest_blocks(classifier, SHAPE, 1, Pruner("snip"), nan)
+    images = Evidence(batches=((jnp.full((2, *SHAPE), jnp.nan), jnp.arange(2)),))
+    with pytest.raises(ValueError, match="'expected_abs' gives no unit a score that is a number"):
+        shrinking.lowest_blocks(classifier, SHAPE, 1, Pruner("expected_abs"), images)
+
+
 def test_variables_of_another_network_than_the_traced_one_are_named(resnet):
     classifier, traced = resnet
     with pytest.raises(ValueError, match="variables have no entry 'params'"):

@@ -1,7 +1,7 @@
 """Criteria that take one gradient g of the objective, averaged over the examples of the evidence.
 
 They are the adversarial criteria where the objective is. Inside `pruning.optimizer` the gradient
-is that of the step.
+is that of the step, but for `taylor`.
 """
 
 import functools
@@ -71,11 +71,9 @@ def taylor(params: Params, evidence: Evidence) -> Params:
     Those squares are, to first order, what the removal changes the loss by, squared (Molchanov et
     al. 2019). The loss is taken `in_evaluation`: while a batch is normalised by its own statistics,
     it does not depend on the scale of a filter before that, and the sum of g w over that filter is
-    zero but for rounding.
+    zero but for rounding. So the gradient of a training step does not do.
     """
-    if evidence.loss is not None:
-        evidence = evidence._replace(loss=in_evaluation(evidence.loss))
-    return connection_sensitivity(params, evidence)
+    return connection_sensitivity(params, evidence._replace(loss=in_evaluation(evidence.loss)))
 
 
 def snip(params: Params, evidence: Evidence) -> Params:
@@ -85,4 +83,11 @@ def snip(params: Params, evidence: Evidence) -> Params:
 
 GRADIENT = Criterion("gradient", gradient, needs=("gradient",))
 SNIP = Criterion("snip", snip, needs=("gradient",))
-TAYLOR = Criterion("taylor", taylor, needs=("gradient",), aggregate="sum", finish=jnp.square)
+TAYLOR = Criterion(
+    "taylor",
+    taylor,
+    needs=("loss", "batches"),
+    aggregate="sum",
+    finish=jnp.square,
+    remedy="By the gradient of a step, 'snip' ranks single weights alike.",
+)
