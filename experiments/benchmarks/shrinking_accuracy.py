@@ -24,6 +24,7 @@ from rich.table import Table
 from experiments import environment, evaluate, from_config, progress, run_directory, shrink, train
 from experiments.benchmarks import machine, timing
 from experiments.configs.cifar10_subset import cifar10_subset
+from prunejax.canonical import canonical
 from prunejax.classifier import Classifier
 
 NETWORKS = {
@@ -109,7 +110,7 @@ def _row(name, summary, folder, network) -> dict[str, Any]:
 
 def _forward(network: Classifier):
     images = jnp.zeros((BATCH, 32, 32, 3))
-    run = jax.jit(lambda network, images: network(images))
+    run = jax.jit(canonical(lambda network, images: network(images)))
     return lambda: run(network, images).block_until_ready()
 
 

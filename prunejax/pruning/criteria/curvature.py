@@ -50,12 +50,14 @@ def fisher(params: Params, evidence: Evidence) -> Params:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _hessian_times(loss: gradients.Loss, params: Params, batch: Batch, direction: Params) -> Params:
-    return jax.jvp(lambda p: jax.grad(loss)(p, batch), (params,), (direction,))[1]
+    def product(params, batch, direction):
+        return jax.jvp(lambda p: jax.grad(loss)(p, batch), (params,), (direction,))[1]
+
+    return canonical(product)(params, batch, direction)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _sum_of_squares(loss: gradients.Loss, params: Params, batch: Batch) -> Params:
-    # Else convolutions are slow inside `scan`.
     gradient = canonical(jax.grad(loss))
 
     def add(sums, example):

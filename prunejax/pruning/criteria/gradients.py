@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from prunejax.canonical import canonical
 from prunejax.pruning.evidence import Batch, Criterion, Evidence, Params, examples_in, widened
 
 Loss = Callable[[Params, Batch], jax.Array]
@@ -31,7 +32,7 @@ def mean(trees: Sequence[Any], batches: Sequence[Batch]) -> Any:
 @functools.partial(jax.jit, static_argnums=0)
 def gradient_of(loss: Loss, params: Params, batch: Batch) -> Params:
     """The derivative d loss / d params on one batch."""
-    return jax.grad(loss)(params, batch)
+    return canonical(jax.grad(loss))(params, batch)
 
 
 def mean_gradient(params: Params, evidence: Evidence) -> Params:
