@@ -52,8 +52,9 @@ class DDN(Retracting):
       gamma: relative change of eps, in (0, 1); 0.05 in the paper.
       init_eps: L2 radius before the first step, positive; 1 in the paper.
       loss: what is climbed, a key of `losses.LOSSES`. The paper's "cross_entropy" pulls towards
-        several classes at once: it ends 5 to 15 % above the optimum on linear networks, and 3 %
-        above the "margin" on a robust one.
+        several classes at once: on linear networks of 3 and 10 classes it ends 10 and 30 % above
+        the optimum, which the "margin" reaches; of two robust networks its median is 11 % farther
+        on one and 1 % nearer on the other.
       levels: round every iterate to images of that many grey levels (256 for bytes, as the paper
         does), at least 2; None for none of it.
       retractions: halvings of the way back to the boundary in the end, at least 0; the paper has

@@ -88,21 +88,19 @@ def fill_evenly(rate: Array, limit: Array, total: Array) -> Array:
     reach theirs: a few rounds, and exact once no more do. (Newton's method from t = 0.)
     """
 
-    def share(full):
+    def full_at(t):
+        return (limit <= 0) | (t * rate >= limit)
+
+    def newton(t):
+        full = full_at(t)
         left = total - jnp.sum(jnp.where(full, limit, 0.0))
         return left / nonzero(jnp.sum(jnp.where(full, 0.0, rate)))
 
-    def more(carry):
-        full, before = carry
-        return jnp.any(full != before)
-
-    def fill(carry):
-        full, _ = carry
-        return full | (share(full) * rate >= limit), full
-
-    none = limit <= 0
-    full, _ = jax.lax.while_loop(more, fill, fill((none, none)))
-    return jnp.where(full, limit, share(full) * rate)
+    # The state are the last two t: under `vmap`, a loop that carries masks takes twice as long.
+    t, _ = jax.lax.while_loop(
+        lambda ts: ts[1] > ts[0], lambda ts: (ts[1], newton(ts[1])), (jnp.float32(0), newton(0.0))
+    )
+    return jnp.where(full_at(t), limit, t * rate)
 
 
 def largest(gain: Array, count: Array) -> Array:
