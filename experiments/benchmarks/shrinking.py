@@ -231,14 +231,16 @@ def _print(report: Mapping[str, Any]) -> None:
     table = Table(title=f"milliseconds a batch of {report['batch_size']}, and times as fast")
     for header in (
         *("network", "channels", "parameters", "MiB", "FLOPs"),
-        *("forward", "x", "training", "x"),
+        *("forward", "x", "GFLOP/s", "training", "x"),
     ):
         table.add_column(header, justify="right")
     for row in report["shrunk"]:
+        # A ratio alone does not tell a fast network from one beside a slow one.
+        rate = report["batch_size"] * row["flops"] / row["forward_ms"] / 1e6
         table.add_row(
             row["network"], row["channels"], f"{row['parameters']:,}",
             f"{row['peak_memory'] / 2**20:.0f}", f"{row['flops_ratio']:.2f}",
-            f"{row['forward_ms']:.1f}", f"{row['forward_ratio']:.2f}",
+            f"{row['forward_ms']:.1f}", f"{row['forward_ratio']:.2f}", f"{rate:.0f}",
             f"{row['training_ms']:.1f}", f"{row['training_ratio']:.2f}",
         )  # fmt: skip
     masked = Table(title="a training step of ResNet-18 with a mask, over the fastest without")
