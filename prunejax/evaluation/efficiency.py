@@ -2,7 +2,7 @@
 
 A mask alone makes nothing faster: a masked weight is multiplied like any other. `effective_flops`
 is the work that hardware which skips zeros would have; `latency` is what this machine takes, with
-convolutions in the layout that is fast here (`canonical`), as everywhere in this library.
+convolutions in the layout that is fast here (`canonical`), as in attacks and training.
 """
 
 import time
@@ -81,9 +81,9 @@ def efficiency(
     structure.require_params(classifier.variables)
     params = classifier.params
     mask = masks.dense(params) if mask is None else mask
-    covered = masks.covered(params, mask)
-    nominal = masks.density(params, mask, covered)
-    nominal_of_each = {path: masks.density(params, mask, (path,)) for path in covered}
+    nominal, kept = masks.nominal_density(params, mask), masks.kept(params, mask)
+    sizes = {path: np.size(leaf) for path, leaf in trees.flatten(params).items()}
+    nominal_of_each = {path: kept[path] / sizes[path] for path in masks.covered(params, mask)}
     classifier = classifier.with_params(masks.apply(params, mask))
     layers = work.count(classifier, image_shape)
     leaves = jax.tree.leaves(classifier.params)
