@@ -1,5 +1,6 @@
 """The rewritten function is the same function, and its convolutions have one layout."""
 
+import functools
 import re
 
 import chex
@@ -353,3 +354,94 @@ def test_an_image_smaller_than_the_kernel_stays_the_image(x, w, options):
     found = re.findall(r" convolution\(.*dim_labels=(\w+->\w+)", compiled)
     assert len(found) == 3
     assert {*found} == {"b01f_01io->b01f" if x.ndim == 4 else "b0f_0io->b0f"}
+
+
+@pytest.mark.parametrize("channels", [(2, 1), (1, 2), (4, 4), (16, 16), (32, 32)])
+@pytest.mark.parametrize("padding", [((-1, 1), (1, 0)), ((1, -2), (0, 1)), ((-9, 8), (0, 0))])
+def test_padding_may_be_negative(channels, padding):
+    """jaxlib 0.10 reads beyond the image in some of these, so the comparison is with none of it."""
+    inputs, features = channels
+    x, w = array(2, 8, 7, inputs), array(2, 3, inputs, features)
+    by_hand = np.pad(x, ((0, 0), (9, 9), (9, 9), (0, 0)))
+    rows, columns = (
+        slice(9 - low, 9 + n + high) for (low, high), n in zip(padding, (8, 7), strict=True)
+    )
+    expected = conv(jnp.asarray(by_hand[:, rows, columns]), w, padding="VALID")
+    out = jax.jit(canonical(functools.partial(conv, padding=padding)))(x, w)
+    np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere groups stay groups")
+@pytest.mark.parametrize(
+    ("x", "w", "options"),
+    [
+        (X, array(3, 3, 1, 4), {"feature_group_count": 4}),
+        (X, array(3, 2, 1, 12), {"feature_group_count": 4}),
+        (X, array(3, 2, 1, 4), {"feature_group_count": 4, "strides": (2, 3)}),
+        (X, array(2, 3, 1, 8), {"feature_group_count": 4, "padding": ((2, 0), (-1, 3))}),
+        (X, array(2, 3, 1, 4), {"feature_group_count": 4, "rhs_dilation": (2, 1)}),
+        (
+            X,
+            array(3, 2, 1, 4),
+            {"feature_group_count": 4, "lhs_dilation": (2, 3), "padding": ((1, 2), (2, -1))},
+        ),
+        (X, array(3, 3, 2, 6), {"feature_group_count": 2}),
+        (X, array(3, 3, 2, 6), {"feature_group_count": 2, "strides": (2, 2)}),
+        (array(6, 6, 5, 4), array(3, 3, 4, 9), {"batch_group_count": 3}),
+        (array(3, 6, 5, 4), array(3, 3, 4, 9), {"batch_group_count": 3, "rhs_dilation": (1, 2)}),
+        (
+            array(2, 6, 4),
+            array(3, 1, 4),
+            {"feature_group_count": 4, "strides": (2,), "numbers": ("NWC", "WIO", "NWC")},
+        ),
+        (
+            array(2, 4, 3, 5, 2),
+            array(2, 2, 3, 1, 2),
+            {
+                "feature_group_count": 2,
+                "strides": (1, 2, 1),
+                "numbers": ("NDHWC", "DHWIO", "NDHWC"),
+            },
+        ),
+    ],
+)
+def test_groups_become_convolutions_of_their_own(x, w, options):
+    """With their gradients, and the gradients of these: none is left that XLA would be slow at."""
+
+    def convolve(x, w):
+        return conv(x, w, **{"strides": (1,) * (x.ndim - 2), **options})
+
+    def product_with_hessian(x, w):
+        gradient = jax.grad(lambda x, w: jnp.sum(jnp.sin(convolve(x, w))), argnums=(0, 1))
+        return jax.jvp(gradient, (x, w), (jnp.cos(x), jnp.sin(w)))
+
+    for function in (value_and_grads(convolve), product_with_hessian):
+        expected, out = jax.jit(function)(x, w), jax.jit(canonical(function))(x, w)
+        chex.assert_trees_all_close(out, expected, rtol=2e-4, atol=2e-4)
+        program = str(jax.make_jaxpr(canonical(function))(x, w))
+        assert {*re.findall(r"group_count=(\d+)", program)} <= {"1"}
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere groups stay groups")
+def test_too_many_groups_or_taps_stay_as_they_are():
+    """Programs would be as long as they are many."""
+    groups = functools.partial(conv, feature_group_count=65)
+    taps = functools.partial(conv, feature_group_count=3)
+    for function, args in [
+        (groups, (array(1, 3, 3, 130), array(2, 2, 2, 65))),
+        (taps, (array(1, 14, 14, 3), array(12, 12, 1, 3))),
+    ]:
+        assert len(layouts(canonical(function), *args)) == 1
+        assert_same(function, *args)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere groups stay groups")
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_a_depthwise_convolution_sums_in_float32(dtype):
+    # 1 + 15 x 2^-9: each addition by itself would be lost, in bfloat16.
+    x = jnp.full((1, 4, 4, 2), 1, dtype)
+    w = jnp.full((4, 4, 1, 2), 2.0**-9, dtype).at[0, 0].set(1)
+    depthwise = functools.partial(conv, padding="VALID", feature_group_count=2)
+    out = canonical(depthwise)(x, w)
+    assert out.dtype == dtype
+    np.testing.assert_array_equal(out, jnp.asarray(1 + 15 * 2.0**-9, dtype))
