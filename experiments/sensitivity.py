@@ -5,6 +5,7 @@
 Each layer of the network that the run starts from is pruned alone to `config.sensitivity.densities`
 and attacked, with the attack, budget and images of `config.validation`. Criteria of data look at
 the first training examples, as many as the method shows them; learned scores are not learned yet.
+(experiments.shrink does likewise with groups of channels: `removal`.)
 """
 
 import dataclasses
@@ -44,15 +45,21 @@ def method_before(config: config_dict.ConfigDict) -> methods.Method:
             "trained run (--config.init_from=...) whose layers are measured."
         )
     method = methods.create(**config.method.to_dict() | {"allocation": "uniform"})
-    measured, density = config.sensitivity.densities, 1 - method.target_sparsity
-    if not measured or not all(0 < d <= 1 for d in measured) or min(measured) > density:
-        raise ValueError(
-            f"sensitivity.densities is {tuple(measured)}; some in (0, 1] are needed, the lowest at "
-            f"most the density {density:.4g} that method.sparsity asks for."
-        )
+    density = 1 - method.target_sparsity
+    check_densities(config, density, "method.sparsity")
     # What cannot have a density of its own in each layer is refused now.
     dataclasses.replace(method.pruner(), allocation={"*": density})
     return method
+
+
+def check_densities(config: config_dict.ConfigDict, density: float, asked_by: str) -> None:
+    """Raises a ValueError for `config.sensitivity.densities` that do not reach the density."""
+    measured = config.sensitivity.densities
+    if not measured or not all(0 < d <= 1 for d in measured) or min(measured) > density:
+        raise ValueError(
+            f"sensitivity.densities is {tuple(measured)}; some in (0, 1] are needed, the lowest at "
+            f"most the density {density:.4g} that {asked_by} asks for."
+        )
 
 
 def method_after(

@@ -21,6 +21,7 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 from absl import flags
 from ml_collections import config_dict, config_flags
@@ -28,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import environment, from_config, progress, removal, run_directory, sensitivity
-from prunejax import checks, data, masks, methods, names, pruning, shrinking, training
+from prunejax import checks, data, evaluation, masks, methods, names, pruning, shrinking, training
 from prunejax.classifier import Classifier
 from prunejax.evaluation import efficiency, predict
 from prunejax.training import batches
@@ -79,9 +80,17 @@ def shrink(
     def evidence_of(classifier: Classifier) -> pruning.Evidence:
         return from_config.evidence(classifier, method, train_set, settings.examples, config.seed)
 
+    def accuracy_of(classifier: Classifier) -> Callable[[Any], float]:
+        attack, images, labels = from_config.validation(config, validation_set)
+        return evaluation.accuracy_under(
+            attack, classifier, images, labels, eps=config.validation.eps, key=jax.random.key(0)
+        )
+
+    views = removal.Views(evidence_of, accuracy_of, config.sensitivity.densities)
+
     def remove(now: removal.Stage) -> removal.Stage:
         report(f"choose {settings.remove}", 0, 1)
-        smaller = removal.remove(now, settings, train_set.image_shape, evidence_of)
+        smaller = removal.remove(now, settings, train_set.image_shape, views)
         report(f"choose {settings.remove}", 1, 1)
         return smaller
 
@@ -143,16 +152,18 @@ def _checked(config: config_dict.ConfigDict) -> methods.Method:
         )
     from_config.check_ranges(config, {**from_config.LEAST, **LEAST})
     settings = config.shrinking
-    for key in ("method", "shrinking"):
-        allocation = config[key].get("allocation")
-        from_config.check_table(f"{key}.allocation", allocation)
-        if allocation == sensitivity.ALLOCATION:
-            raise ValueError(
-                f"{key}.allocation is {allocation!r}, which only experiments.train measures; "
-                "give another name, such as 'uniform', or a table of densities."
-            )
     for key in ("share", "at_most"):
         checks.number(f"shrinking.{key}", settings[key], within="(0, 1)")
+    for key in ("method", "shrinking"):
+        from_config.check_table(f"{key}.allocation", config[key].get("allocation"))
+    if sensitivity.is_asked_for(config):
+        raise ValueError(
+            f"method.allocation is {sensitivity.ALLOCATION!r}, which only experiments.train "
+            "measures; give another name, such as 'uniform', or a table of densities. "
+            "(shrinking.allocation may be it: that of the channels that go.)"
+        )
+    if settings.allocation == sensitivity.ALLOCATION:
+        sensitivity.check_densities(config, 1 - settings.share, "shrinking.share")
     if settings.budget is not None:
         checks.number("shrinking.budget", settings.budget, within="(0, inf)")
     names.lookup("shrinking.target", settings.target, dict.fromkeys(COSTS))

@@ -36,8 +36,8 @@ from prunejax.training.phase import Phase
 
 IMAGE_SHAPE = (32, 32, 3)
 SHARES = (0.5, 0.75)  # of the channels, removed
-# In one call, as in `training.train`, which makes ten and more: a single one takes up to 15 % longer
-# on Linux, for the memory of each call is new and its pages come one by one.
+# In one call, as in `training.train`, which makes ten and more: a single one takes up to 15 %
+# longer on Linux, for the memory of each call is new and its pages come one by one.
 STEPS = 4
 # ResNet-18 has one dense layer, of 512 x 10 weights: no block of 4 x 4 fits, so blocks are 4 x 2.
 GRANULARITIES = ("weight", "kernel", "filter", "channel", "row", "column", "2:4", "block4x2")

@@ -60,7 +60,8 @@ def base(dataset: str, model: str, method: str, **method_options) -> config_dict
     config.validation.steps = 10
     config.validation.examples = 500
 
-    # What each layer alone is pruned to where `method.allocation` is "sensitivity".
+    # What each layer alone is pruned to where `method.allocation` is "sensitivity", and each group of
+    # channels where `shrinking.allocation` is.
     config.sensitivity = config_dict.ConfigDict({"densities": (0.02, 0.05, 0.1, 0.2, 0.4, 0.7)})
 
     # The attacked examples are the first of the test split, the same for every network.

@@ -51,9 +51,7 @@ def measure(
       ValueError: no density or one outside (0, 1], one that the granularity cannot have, a pattern
         that matches no weight, or missing evidence.
     """
-    wanted = sorted({float(density) for density in densities})
-    if not wanted or not all(0 < density <= 1 for density in wanted):
-        raise ValueError(f"densities is {tuple(densities)}; some in (0, 1] are needed.")
+    wanted = in_order(densities)
     alone = _each_alone(params, pruner, evidence)
     pruned = [density for density in wanted if density < 1]
     for own in alone.values():
@@ -68,6 +66,14 @@ def measure(
         path: {density: at(own, density) for density in pruned} | {1.0: dense}
         for path, own in alone.items()
     }
+
+
+def in_order(densities: Sequence[float]) -> list[float]:
+    """Each once, the lowest first; raises a ValueError for none, or one outside (0, 1]."""
+    wanted = sorted({float(density) for density in densities})
+    if not wanted or not all(0 < density <= 1 for density in wanted):
+        raise ValueError(f"densities is {tuple(densities)}; some in (0, 1] are needed.")
+    return wanted
 
 
 def _each_alone(params: Params, pruner: Pruner, evidence: Evidence | None) -> dict[str, Pruner]:

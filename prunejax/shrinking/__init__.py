@@ -12,6 +12,7 @@ one, whose channels are the network's outputs, those in front of a normalisation
 all behind or in front of something that has no rule (`rules`).
 """
 
+from prunejax.shrinking import channel_sensitivity
 from prunejax.shrinking.block_pruning import block_scores, lowest_blocks
 from prunejax.shrinking.channel_pruning import channel_mask, channel_scores
 from prunejax.shrinking.gone import kept_channels
@@ -34,6 +35,7 @@ __all__ = [
     "carried",
     "channel_mask",
     "channel_scores",
+    "channel_sensitivity",
     "describe",
     "from_description",
     "groups",

@@ -3,7 +3,7 @@
 import fnmatch
 import glob
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -71,32 +71,79 @@ def channel_mask(
     checks.integer("multiple", multiple, least=1)
     structure.require_params(variables)
     params = variables["params"]
+    ranking = ranked(traced, params, pruner, evidence, current=current)
+    if not ranking.groups:
+        if sparsity:
+            allowed = trees.prunable(params, pruner.include, pruner.exclude)
+            raise ValueError(f"no channels can be removed: {_why_none(traced, pruner, allowed)}.")
+        return masks.dense(params)
+    lowest = removed(ranking.groups, params, sparsity, pruner)
+    return mask_without(traced, variables, ranking, lowest, guard=pruner.guard, multiple=multiple)
+
+
+class Ranking(NamedTuple):
+    """Channels that may go, and in which order.
+
+    Attributes:
+      groups: those of which a pruner scores all makers.
+      score: `[channels]`; the lowest of those that are compared goes first.
+    """
+
+    groups: list[Group]
+    score: np.ndarray
+
+
+def ranked(
+    traced: Structure,
+    params: Any,
+    pruner: Pruner,
+    evidence: Evidence | None = None,
+    *,
+    current: Any | None = None,
+) -> Ranking:
+    """The channels by their scores, as `channel_mask` compares them; args and errors as there."""
     score = channel_scores(traced, params, pruner, evidence, current=current)
     allowed = trees.prunable(params, pruner.include, pruner.exclude)
     groups = [group for group in grouping.groups(traced) if set(group.makers) <= set(allowed)]
     _require_effect(traced, groups, pruner, allowed)
-    if not groups:
-        if sparsity:
-            raise ValueError(f"no channels can be removed: {_why_none(traced, pruner, allowed)}.")
-        return masks.dense(params)
-    kept = np.ones(traced.number, bool)
     comparable = allocation.create(pruner.allocation).comparable
     for own, _ in groups:
         score[own] = comparable(jnp.asarray(score[own], jnp.float32))
-    best_first = [_best_first(own, score) for own, _ in groups]
-    best = [own[0] for own in best_first] if pruner.guard else []
-    for together, number in _removed(groups, params, sparsity, pruner):
-        ranked = np.where(np.isin(together, best), np.inf, score[together])
-        keep = selection.keep_all_but_lowest(jnp.asarray(ranked, jnp.float32), number)
+    return Ranking(groups, score)
+
+
+def mask_without(
+    traced: Structure,
+    variables: Any,
+    ranking: Ranking,
+    lowest: Sequence[tuple[np.ndarray, int]],
+    *,
+    guard: bool = True,
+    multiple: int = 1,
+) -> Any:
+    """The mask of the parameters without so many of the lowest of these channels.
+
+    Args:
+      traced, variables, multiple: as in `channel_mask`.
+      ranking: of all channels.
+      lowest: channels that are ranked together, and how many of them go.
+      guard: the best channel of each group stays.
+    """
+    score, kept = ranking.score, np.ones(traced.number, bool)
+    best_first = [_best_first(own, score) for own, _ in ranking.groups]
+    best = [own[0] for own in best_first] if guard else []
+    for together, number in lowest:
+        order = np.where(np.isin(together, best), np.inf, score[together])
+        keep = selection.keep_all_but_lowest(jnp.asarray(order, jnp.float32), number)
         kept[together[~np.asarray(keep)]] = False
     kept = widths.rounded_up(traced, best_first, kept, multiple)
     return structure.carry(traced, kept, variables)["params"]
 
 
-def _removed(
+def removed(
     groups: Sequence[Group], params: Any, sparsity: float, pruner: Pruner
 ) -> list[tuple[np.ndarray, int]]:
-    """The channels that are ranked together, and how many of them go."""
+    """The channels that are ranked together, and how many of them go by a pruner's allocation."""
     shapes = {path: jnp.shape(leaf) for path, leaf in trees.flatten(params).items()}
     named: dict[str, Group] = {}
     for group in groups:

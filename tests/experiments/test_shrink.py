@@ -12,7 +12,7 @@ import pytest
 from experiments import evaluate, from_config, run_directory, shrink, train
 from experiments.configs import digits_dense
 from experiments.configs.base import base, protocol, shrinking
-from prunejax import data, masks, training, trees
+from prunejax import data, evaluation, masks, training, trees
 from prunejax.training import checkpoints
 from tests.experiments import untrained
 
@@ -345,6 +345,31 @@ def test_rounds_go_on_until_a_batch_takes_the_target_s_time(
     assert shrink.shrink(config, tmp_path / "small") == rows
 
 
+def test_by_sensitivity_the_layer_that_nothing_depends_on_loses_most(
+    tmp_path, untrained_run, monkeypatch
+):
+    config = config_of()
+    untrained_run(config)
+    config.shrinking = shrinking(
+        share=0.25, at_most=0.7, allocation="sensitivity", batch_size=2, examples=8
+    )
+    config.sensitivity.densities = (0.25, 0.5)
+
+    def accuracy_under(attack, classifier, images, labels, *, eps, key):
+        assert len(images) == config.validation.examples
+        assert eps == config.validation.eps
+        # Robust accuracy, were it a matter of the second layer alone.
+        return lambda params: float(jnp.any(params["Dense_1"]["kernel"], 0).mean())
+
+    monkeypatch.setattr(evaluation, "accuracy_under", accuracy_under)
+    rows = shrink.shrink(config, tmp_path / "small")
+    # A quarter of 16 + 8 units goes, all of them of the first layer; then of 10 + 8 so too.
+    widths = [(16, 8), (10, 8), (6, 8)]
+    expected = [2 * (64 * a + a * b + b * 10) for a, b in widths]
+    assert [row["flops"] for row in rows] == [f for f in expected if f >= rows[-1]["flops"]]
+    assert len(rows) > 1
+
+
 @pytest.mark.exhaustive
 def test_counts_of_channels_are_multiples(tmp_path, untrained_run):
     config = config_of()
@@ -376,8 +401,8 @@ def test_counts_of_channels_are_multiples(tmp_path, untrained_run):
         ({"budget": 0.0}, r"shrinking\.budget is 0\.0; it must lie in \(0, inf\)"),
         ({"budget": 1184.0}, r"budget is 1184 flops; the network of init_from costs 1184 already"),
         (
-            {"allocation": "sensitivity"},
-            r"shrinking\.allocation is .* only experiments\.train",
+            {"allocation": "sensitivity", "share": 0.99},
+            r"at most the density 0\.01 that shrinking\.share asks for",
         ),
         ({"remove": "channel"}, "Did you mean 'channels'"),
         ({"target": "flop"}, "Did you mean 'flops'"),
