@@ -39,6 +39,8 @@ SHARES = (0.5, 0.75)  # of the channels, removed
 # In one call, as in `training.train`, which makes ten and more: a single one takes up to 15 %
 # longer on Linux, for the memory of each call is new and its pages come one by one.
 STEPS = 4
+# Of the printed tables, in columns: narrower ones would cut their numbers.
+WIDTH = 110
 # ResNet-18 has one dense layer, of 512 x 10 weights: no block of 4 x 4 fits, so blocks are 4 x 2.
 GRANULARITIES = ("weight", "kernel", "filter", "channel", "row", "column", "2:4", "block4x2")
 
@@ -252,7 +254,7 @@ def _print(report: Mapping[str, Any]) -> None:
     masked.add_column("x, by the optimiser's part", justify="right")
     for row in report["masked_training"]:
         masked.add_row(row["granularity"], f"{row['cost']:.3f}", f"{row['cost_of_update']:.3f}")
-    console = Console()
+    console = Console(width=WIDTH)
     console.print(table)
     console.print(masked)
     console.print(f"global mask of ResNet-50: {report['resnet50_global_mask_seconds']:.2f} s")
