@@ -12,46 +12,48 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-# Programs grow with the number of groups, or of taps.
-_MOST_GROUPS, _MOST_TAPS = 64, 128
+# Programs grow with the number of groups, or of taps; of many taps, or of many features to an
+# input, as in the gradients of single examples, XLA's code is the faster.
+_MOST_GROUPS, _MOST_TAPS, _MOST_FEATURES = 64, 49, 4
 
 
-def applies(lhs, rhs, *, feature_group_count, batch_group_count, **params):
-    """Groups on a CPU, unless they are so many that the program would be long."""
+def applies(lhs, rhs, **params):
+    """Groups on a CPU, where there is a faster form."""
+    return _form(lhs, rhs, **params) is not None
+
+
+def convolve(lhs, rhs, inner, **params):
+    """Groups one by one, each by `inner`, or tap by tap."""
+    return _form(lhs, rhs, **params)(lhs, rhs, inner, **params)
+
+
+def _form(lhs, rhs, *, feature_group_count, batch_group_count, **params):
     groups, outputs = feature_group_count * batch_group_count, _outputs(lhs, rhs, **params)
     if groups == 1 or jax.default_backend() != "cpu" or 0 in (lhs.size, rhs.size, *outputs):
-        return False
-    if _is_single(lhs, rhs, feature_group_count, batch_group_count):
-        taps = rhs.shape[:-2] if feature_group_count > 1 else outputs
-        return math.prod(taps) <= _MOST_TAPS and jnp.issubdtype(lhs.dtype, jnp.floating)
-    return groups <= _MOST_GROUPS
+        return None
+    few = rhs.shape[-1] <= _MOST_FEATURES * groups and jnp.issubdtype(lhs.dtype, jnp.floating)
+    if feature_group_count > 1 and rhs.shape[-2] == 1:
+        return _depthwise if few and math.prod(rhs.shape[:-2]) <= _MOST_TAPS else None
+    if 1 < batch_group_count == len(lhs) and few and math.prod(outputs) <= _MOST_TAPS:
+        return _depthwise_gradient
+    return _one_by_one if groups <= _MOST_GROUPS else None
 
 
-def convolve(lhs, rhs, inner, *, feature_group_count, batch_group_count, **params):
-    """Groups one by one, by `inner`, or tap by tap.
+def _one_by_one(lhs, rhs, inner, *, feature_group_count, batch_group_count, **params):
+    """With groups of features each reads its part of the inputs, with groups of images of these.
 
-    With groups of features each reads its part of the inputs; with groups of images, which
-    gradients with respect to grouped kernels are, each its part of the images. Either way it makes
-    its part of the features.
+    The latter are gradients with respect to grouped kernels. Either way a group makes its part of
+    the features.
     """
-    if _is_single(lhs, rhs, feature_group_count, batch_group_count):
-        single = _depthwise if feature_group_count > 1 else _depthwise_gradient
-        return single(lhs, rhs, **params)
     groups, axis = max((feature_group_count, -1), (batch_group_count, 0))
     parts = zip(jnp.split(lhs, groups, axis), jnp.split(rhs, groups, -1), strict=True)
     once = {"feature_group_count": 1, "batch_group_count": 1}
     return jnp.concatenate([inner(*part, **once, **params) for part in parts], -1)
 
 
-def _is_single(lhs, rhs, feature_group_count, batch_group_count):
-    """One input channel a group, or, in the gradient of that, one image."""
-    if feature_group_count > 1:
-        return rhs.shape[-2] == 1
-    return lhs.shape[0] == batch_group_count
-
-
-def _depthwise(lhs, rhs, **params):
+def _depthwise(lhs, rhs, inner, **params):
     """y[n, p, c] = sum over t of x[n, stride p + dilation t, c] w[t, c]."""
+    del inner
     outputs, dtype = _outputs(lhs, rhs, **params), _precise(lhs)
     x = _each_for(rhs.shape[-1], _with_zeros(lhs, **params))
     total = jnp.zeros((len(x), *outputs, x.shape[-1]), dtype)
@@ -61,11 +63,12 @@ def _depthwise(lhs, rhs, **params):
     return total.astype(_result_type(lhs, **params))
 
 
-def _depthwise_gradient(lhs, rhs, **params):
+def _depthwise_gradient(lhs, rhs, inner, **params):
     """w[t, c] = sum over n and p of x[n, stride t + dilation p, c] y[n, p, c].
 
     In the layout of a convolution x is [c, *space, n] and y is [*space, n, c].
     """
+    del inner
     outputs, dtype = _outputs(lhs, rhs, **params), _precise(lhs)
     x = _each_for(rhs.shape[-1], _with_zeros(jnp.swapaxes(lhs, 0, -1), **params))
     y = jnp.moveaxis(rhs, -2, 0)
