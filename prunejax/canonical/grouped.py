@@ -74,7 +74,6 @@ def _depthwise_gradient(lhs, rhs, inner, **params):
     y = jnp.moveaxis(rhs, -2, 0)
     taps = list(itertools.product(*map(range, outputs)))
     strides, sizes, dilation = params["window_strides"], y.shape[1:-1], params["rhs_dilation"]
-
     space = tuple(range(len(sizes)))
 
     def add(total, example):  # one at a time, for then they stay in the cache
@@ -115,6 +114,7 @@ def _every(x, start, factor, number, stride):
 
 
 def _precise(lhs):
+    """In which sums are made: at least float32, as XLA makes those of half precision."""
     return jnp.promote_types(lhs.dtype, jnp.float32)
 
 

@@ -72,11 +72,9 @@ def channel_mask(
     structure.require_params(variables)
     params = variables["params"]
     ranking = ranked(traced, params, pruner, evidence, current=current)
-    if not ranking.groups:
-        if sparsity:
-            allowed = trees.prunable(params, pruner.include, pruner.exclude)
-            raise ValueError(f"no channels can be removed: {_why_none(traced, pruner, allowed)}.")
+    if sparsity == 0 and not ranking.groups:
         return masks.dense(params)
+    require_any(traced, params, pruner, ranking)
     lowest = removed(ranking.groups, params, sparsity, pruner)
     return mask_without(traced, variables, ranking, lowest, guard=pruner.guard, multiple=multiple)
 
@@ -110,6 +108,13 @@ def ranked(
     for own, _ in groups:
         score[own] = comparable(jnp.asarray(score[own], jnp.float32))
     return Ranking(groups, score)
+
+
+def require_any(traced: Structure, params: Any, pruner: Pruner, ranking: Ranking) -> None:
+    """Raises a ValueError that says why, where no channel may go."""
+    if not ranking.groups:
+        allowed = trees.prunable(params, pruner.include, pruner.exclude)
+        raise ValueError(f"no channels can be removed: {_why_none(traced, pruner, allowed)}.")
 
 
 def mask_without(

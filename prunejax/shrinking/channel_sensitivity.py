@@ -52,6 +52,7 @@ def measure(
     pruner = dataclasses.replace(pruner, allocation="uniform")
     params = variables["params"]
     ranking = channel_pruning.ranked(traced, params, pruner, evidence, current=current)
+    channel_pruning.require_any(traced, params, pruner, ranking)
     whole = float(accuracy(params))
 
     def at(own: list[Group], density: float) -> float:
