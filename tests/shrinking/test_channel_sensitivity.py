@@ -132,5 +132,5 @@ def test_densities_are_checked_before_anything_is_measured(resnet):
 def test_where_no_channel_may_go_it_says_why_before_anything_is_measured(resnet):
     classifier, traced = resnet
     pruner = Pruner(exclude=("*Conv_*",))  # all groups have such a maker
-    with pytest.raises(ValueError, match="no channels can be removed: .* exclude"):
+    with pytest.raises(ValueError, match=r"no channels can be removed: .* exclude"):
         channel_sensitivity.measure(traced, classifier.variables, pruner, (0.5,), None)
