@@ -45,7 +45,8 @@ def test_blocks_are_scored_all_at_once_or_anew_after_each(rescore, left):
         )
 
     settings = settings_of(remove="blocks", blocks=2, rescore=rescore, criterion="expected_abs")
-    smaller = removal.remove(stage, settings, IMAGES.shape[1:], evidence_of)
+    views = removal.Views(evidence_of, accuracy_of=None)
+    smaller = removal.remove(stage, settings, IMAGES.shape[1:], views)
 
     assert smaller.params.keys() == smaller.mask.keys() == {"stem", left}
     factor = 1 + params[left].item()
