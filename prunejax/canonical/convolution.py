@@ -12,8 +12,8 @@ def convolve(lhs, rhs, **params):
     """
     if grouped.applies(lhs, rhs, **params):
         return grouped.convolve(lhs, rhs, convolve, **params)
-    if strided.applies(lhs, **params):
-        return strided.convolve(lhs, rhs, convolve, **params)
+    if strided.applies(lhs, rhs, **params):
+        return strided.convolve(lhs, rhs, **params)
     if narrow.applies(lhs, rhs, **params):
         return narrow.convolve(lhs, rhs, **params)
     return plain.convolve(lhs, rhs, **params)

@@ -1,10 +1,15 @@
 """Gradients of strided convolutions, without the zeros between their pixels."""
 
-from prunejax.canonical.plain import padded
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from prunejax.canonical.stored import stored
 
 
 def applies(
     lhs,
+    rhs,
     *,
     lhs_dilation,
     rhs_dilation,
@@ -13,40 +18,48 @@ def applies(
     batch_group_count,
     **_,
 ):
-    """The gradient of a planar convolution of stride s > 1 with respect to its input."""
+    """On a CPU, the gradient of a planar convolution of stride s > 1 with respect to its input."""
     once = {*rhs_dilation, *window_strides, feature_group_count, batch_group_count} == {1}
-    return lhs.ndim == 4 and once and len({*lhs_dilation}) == 1 and lhs_dilation[0] > 1
+    dilated = once and lhs.ndim == 4 and {*lhs_dilation} != {1}
+    return dilated and jax.default_backend() == "cpu" and 0 not in (lhs.size, rhs.size)
 
 
-def convolve(lhs, rhs, inner, *, lhs_dilation, padding, **params):
+def convolve(lhs, rhs, *, lhs_dilation, padding, precision, preferred_element_type, **_):
     """A convolution of an image with s - 1 zeros between its pixels, without the zeros.
 
-    Outputs whose positions are congruent modulo s see the same part of the kernel. So each of the
-    s x s parts is a kernel of its own, side by side as output features of one convolution of the
-    undilated image; the features are then laid out in space. XLA would multiply the zeros.
+    Each pixel is multiplied by the whole kernel, in one matrix product. Pixel i lies at s i + low,
+    so its product with tap t belongs to output s i + low - t. Outputs that are congruent modulo s
+    get the same taps: they are summed by themselves, and then laid between each other. XLA would
+    multiply the zeros.
     """
-    s = lhs_dilation[0]
-    *kernel_sizes, inputs, features = rhs.shape
-    sizes = lhs.shape[1:3]
-    taps = [-(-k // s) for k in kernel_sizes]
+    (rows, columns), kernel, (s, r) = lhs.shape[1:3], rhs.shape[:2], lhs_dilation
     outputs = [
-        (n - 1) * s + 1 + sum(pad) - k + 1
-        for n, k, pad in zip(sizes, kernel_sizes, padding, strict=True)
+        (n - 1) * stride + sum(pad) - k + 2
+        for n, stride, pad, k in zip((rows, columns), (s, r), padding, kernel, strict=True)
     ]
-    # Starting `skip` earlier lets all parts begin at the same pixel.
-    skips = [(s - 1 - low) % s for low, _ in padding]
-    blocks = [-(-(out + skip) // s) for out, skip in zip(outputs, skips, strict=True)]
-    lows = [(low + skip) // s for (low, _), skip in zip(padding, skips, strict=True)]
-    pads = [
-        (low, block + tap - 1 - n - low)
-        for low, block, tap, n in zip(lows, blocks, taps, sizes, strict=True)
-    ]
-    behind = [(0, tap * s - k) for tap, k in zip(taps, kernel_sizes, strict=True)]
-    rhs = padded(rhs, dict(enumerate(behind)))
-    parts = rhs.reshape(taps[0], s, taps[1], s, inputs, features)[:, ::-1, :, ::-1]
-    parts = parts.transpose(0, 2, 4, 1, 3, 5).reshape(*taps, inputs, s * s * features)
-    out = inner(lhs, parts, lhs_dilation=(1, 1), padding=tuple(pads), **params)
-    out = out.reshape(len(lhs), *blocks, s, s, features).transpose(0, 1, 3, 2, 4, 5)
-    out = out.reshape(len(lhs), blocks[0] * s, blocks[1] * s, features)
-    ends = [skip + n for skip, n in zip(skips, outputs, strict=True)]
-    return out[:, skips[0] : ends[0], skips[1] : ends[1]]
+    high, wide = -(-outputs[0] // s), -(-outputs[1] // r)
+    dtype = jnp.promote_types(lhs.dtype, jnp.float32)
+    products = lax.dot_general(
+        lhs, rhs, (((3,), (2,)), ((), ())), precision=precision, preferred_element_type=dtype
+    )
+
+    def congruent(row, column):
+        """Outputs s i + row, r j + column: of each tap the products of pixels i + down, j + on."""
+        total = jnp.zeros((len(lhs), high, wide, rhs.shape[3]), dtype)
+        for t, down in _taps(row, s, kernel[0], padding[0][0]):
+            for u, on in _taps(column, r, kernel[1], padding[1][0]):
+                moved = (-down, high + down - rows, 0), (-on, wide + on - columns, 0)
+                edges = ((0, 0, 0), *moved, (0, 0, 0))
+                total += lax.pad(products[:, :, :, t, u], jnp.zeros((), dtype), edges)
+        return total
+
+    between = [jnp.stack([congruent(row, column) for column in range(r)], 3) for row in range(s)]
+    out = jnp.stack(between, 2).reshape(len(lhs), high * s, wide * r, -1)
+    out = stored(out[:, : outputs[0], : outputs[1]], rhs.astype(jnp.float32))
+    return out.astype(lhs.dtype if preferred_element_type is None else preferred_element_type)
+
+
+def _taps(first: int, stride: int, size: int, low: int) -> list[tuple[int, int]]:
+    """The taps t that outputs stride i + first get, and of which pixel: of i + that."""
+    taps = range((low - first) % stride, size, stride)
+    return [(t, (first + t - low) // stride) for t in taps]

@@ -5,8 +5,8 @@ kernel. XLA's CPU compiler brings that to the layout its fast code wants, but no
 body, where it then runs 3 to 40 times slower. `canonical` rewrites a function so that each of its
 convolutions has the layout NHWC x HWIO -> NHWC from the start; the mathematics is unchanged.
 
-What else is slow is rewritten too, each in a file of its own: gradients of strided convolutions
-(`strided`), and on a CPU convolutions of groups (`grouped`), those of few channels (`narrow`), and
+What else is slow on a CPU is rewritten too, each in a file of its own: gradients of strided
+convolutions (`strided`), convolutions of groups (`grouped`), those of few channels (`narrow`), and
 those of images smaller than their kernel (`plain`).
 """
 
