@@ -6,6 +6,9 @@ import numpy as np
 
 # Lanes are halved down to this many: fewer would cost another compilation and save little.
 FEWEST_LANES = 16
+# To look at finished lanes and fill them costs about five steps of all lanes; twice that many may
+# be idled away before it is done for few.
+IDLE_STEPS = 10
 
 
 class Lanes:
@@ -17,6 +20,7 @@ class Lanes:
         self.attempt = np.zeros(width, np.int32)
         self.left = np.zeros(width, int)
         self.taken = np.zeros(width, int)
+        self.idle = 0
 
     @property
     def occupied(self) -> np.ndarray:
@@ -42,20 +46,27 @@ class Lanes:
         return fresh
 
     def advanced(self, steps: int, taken: np.ndarray) -> None:
-        """Counts steps: of the time that is left, and of those before a lane was finished."""
+        """Counts steps: of the time left, and those before and after a lane was finished."""
         self.left = self.left - steps
         self.taken = self.taken + taken
+        self.idle += int(np.sum((steps - taken)[self.occupied]))
 
     def leave(self, which: np.ndarray, again: np.ndarray | None = None) -> None:
         """Frees lanes; those in `again` go back to the queue for one more attempt."""
         if again is not None:
             self.queue.extend(zip(self.example[again], self.attempt[again] + 1, strict=True))
         self.example = np.where(which, -1, self.example)
+        self.idle = 0
 
     def should_settle(self, leaving: np.ndarray) -> bool:
-        """Not for a single lane: the finished ones wait until a quarter of the batch is done."""
+        """Not for a single lane at once: finished ones wait until a quarter of the batch is done.
+
+        Or until they have been idle for so long that filling them costs less.
+        """
         enough = leaving.sum() * 4 >= len(leaving) or leaving.sum() == self.occupied.sum()
-        return bool(leaving.any()) and bool(enough or (self.left[self.occupied] <= 0).any())
+        too_long = bool(self.queue) and self.idle >= IDLE_STEPS * len(leaving)
+        out_of_time = (self.left[self.occupied] <= 0).any()
+        return bool(leaving.any()) and bool(enough or too_long or out_of_time)
 
 
 def lanes_of(number: int, width: int, devices: int) -> int:
