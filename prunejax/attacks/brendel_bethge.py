@@ -76,7 +76,9 @@ class BrendelBethge(Attack):
         step below 1 takes hardly any feature back.
       momentum: of b, in [0, 1); 0.8 in the code.
       halvings: of the way from the start to the boundary, at least 1.
-      tries: points on the way to noise images, to choose the start from, at least 1.
+      tries: points on the way to noise images, to choose the start from, at least 1. Steps follow
+        the boundary to an optimum nearby, so a near start counts for much: on a robust network of
+        MNIST the median in L2 is 6 % farther with 50 than with 300, a forward pass each.
 
     Raises:
       ValueError: a hyperparameter out of its range, or an unknown norm.
@@ -90,7 +92,7 @@ class BrendelBethge(Attack):
     lr_num_decay: int = 6
     momentum: float = 0.8
     halvings: int = 10
-    tries: int = 50
+    tries: int = 300
 
     reference: ClassVar[str] = "Brendel et al. 2019"
     minimum_norm: ClassVar[bool] = True

@@ -124,7 +124,7 @@ def test_an_example_without_a_start_is_not_found_and_stops_nobody():
     assert not result.success.any()
     assert np.all(np.isinf(result.distance))
     assert np.array_equal(result.images, images)
-    assert np.all(result.forwards == 50 + 10 + 1)
+    assert np.all(result.forwards == 300 + 10 + 1)
 
 
 @pytest.mark.parametrize("steps", [6, 10, 17, 100, 200])
