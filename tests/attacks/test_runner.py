@@ -361,6 +361,6 @@ def test_an_example_without_a_start_stops_nobody_who_has_one():
     result = attacks.run(attack, Classifier(None, logits), images, labels, key=KEY, batch_size=2)
     assert np.array_equal(result.success, [False, True])
     assert np.array_equal(result.images[0], images[0])
-    assert result.forwards[0] == 50 + 10 + 1
+    assert result.forwards[0] == 300 + 10 + 1
     # Radially outwards, all 64 entries alike.
     np.testing.assert_allclose(result.distance, [np.inf, 0.03 * 8], rtol=1e-2)
