@@ -308,6 +308,35 @@ def test_a_strided_convolution_and_its_gradient(kernel, stride, padding):
     assert eqn.outvars[0].aval.size == expected[0][..., 0].size * w[..., 0].size
 
 
+@pytest.mark.parametrize(
+    ("size", "kernel", "strides", "padding"),
+    [
+        ((1, 1), (7, 7), (2, 2), ((4, 3), (3, 4))),  # of a kernel that is larger than the image
+        ((3, 2), (2, 5), (2, 3), ((0, 1), (4, 2))),
+        ((4, 3), (1, 1), (3, 1), ((0, 2), (0, 0))),
+        ((4, 5), (3, 2), (2, 2), ((-2, 1), (1, -3))),
+        ((2, 2), (4, 3), (2, 2), ((0, 0), (1, 1))),  # nothing is left of the rows
+    ],
+)
+def test_the_gradient_of_a_strided_convolution_by_hand(size, kernel, strides, padding):
+    x, w = array(2, *size, 3), array(*kernel, 3, 2)
+    lengths = [(n - 1) * s + 1 for n, s in zip(size, strides, strict=True)]
+    with_zeros = np.zeros((2, *(length + 20 for length in lengths), 3))
+    with_zeros[:, 10 : 10 + lengths[0] : strides[0], 10 : 10 + lengths[1] : strides[1]] = x
+    sizes = [
+        max(0, n + sum(pad) - k + 1) for n, pad, k in zip(lengths, padding, kernel, strict=True)
+    ]
+    expected = np.zeros((2, *sizes, 2))
+    for p, q in np.ndindex(*sizes):
+        row, column = 10 - padding[0][0] + p, 10 - padding[1][0] + q
+        seen = with_zeros[:, row : row + kernel[0], column : column + kernel[1]]
+        expected[:, p, q] = np.einsum("nhwf,hwfc->nc", seen, w)
+    function = functools.partial(conv, padding=padding, lhs_dilation=strides)
+    out = jax.jit(canonical(function))(x, w)
+    assert out.shape == expected.shape
+    np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere XLA has its own code")
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_the_gradient_of_a_strided_convolution_sums_in_float32(dtype):

@@ -1,5 +1,7 @@
 """An array that is computed once, however many read it."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -18,5 +20,6 @@ def stored(array: jax.Array, witness: jax.Array) -> jax.Array:
       witness: float32, not empty, of any value; where devices share N, one that each holds whole.
     """
     bits = lax.bitcast_convert_type(witness.reshape(-1)[0], jnp.int32)
-    rows = array.reshape(len(array), -1)  # last axes of one entry would be copied one by one
+    # Last axes of one entry would be copied one by one.
+    rows = array.reshape(len(array), math.prod(array.shape[1:]))
     return lax.cond(bits * bits & 2 == 0, lambda x: x, jnp.zeros_like, rows).reshape(array.shape)

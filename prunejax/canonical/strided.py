@@ -20,8 +20,8 @@ def applies(
 ):
     """On a CPU, the gradient of a planar convolution of stride s > 1 with respect to its input."""
     once = {*rhs_dilation, *window_strides, feature_group_count, batch_group_count} == {1}
-    dilated = once and lhs.ndim == 4 and {*lhs_dilation} != {1}
-    return dilated and jax.default_backend() == "cpu" and 0 not in (lhs.size, rhs.size)
+    dilated = once and lhs.ndim == 4 and {*lhs_dilation} != {1} and 0 not in (lhs.size, rhs.size)
+    return dilated and jax.default_backend() == "cpu" and jnp.issubdtype(lhs.dtype, jnp.floating)
 
 
 def convolve(lhs, rhs, *, lhs_dilation, padding, precision, preferred_element_type, **_):
@@ -34,7 +34,7 @@ def convolve(lhs, rhs, *, lhs_dilation, padding, precision, preferred_element_ty
     """
     (rows, columns), kernel, (s, r) = lhs.shape[1:3], rhs.shape[:2], lhs_dilation
     outputs = [
-        (n - 1) * stride + sum(pad) - k + 2
+        max(0, (n - 1) * stride + sum(pad) - k + 2)
         for n, stride, pad, k in zip((rows, columns), (s, r), padding, kernel, strict=True)
     ]
     high, wide = -(-outputs[0] // s), -(-outputs[1] // r)
@@ -54,7 +54,7 @@ def convolve(lhs, rhs, *, lhs_dilation, padding, precision, preferred_element_ty
         return total
 
     between = [jnp.stack([congruent(row, column) for column in range(r)], 3) for row in range(s)]
-    out = jnp.stack(between, 2).reshape(len(lhs), high * s, wide * r, -1)
+    out = jnp.stack(between, 2).reshape(len(lhs), high * s, wide * r, rhs.shape[3])
     out = stored(out[:, : outputs[0], : outputs[1]], rhs.astype(jnp.float32))
     return out.astype(lhs.dtype if preferred_element_type is None else preferred_element_type)
 
