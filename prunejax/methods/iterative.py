@@ -23,6 +23,9 @@ class Iterative(ByCriterion):
       rates: compression by these rates one after another, a round each, in place of `sparsity` and
         `rounds`: at least 1 and increasing. Rate c is the sparsity 1 - 1 / c.
       adversarial: train on PGD examples instead of clean ones.
+
+    Raises:
+      ValueError: rates or a number of rounds out of range, or a last sparsity that N:M cannot have.
     """
 
     allocation: str = "global"
@@ -36,7 +39,8 @@ class Iterative(ByCriterion):
     def __post_init__(self):
         super().__post_init__()
         checks.integer("rounds", self.rounds, least=1)
-        self.sparsities()
+        units = pruning.granularity.create(self.granularity)
+        units.require_sparsity(self.target_sparsity, on_the_way=False)
 
     def sparsities(self) -> list[float]:
         """After each round."""

@@ -139,7 +139,13 @@ class PruningMethod(Method):
         # At first the mask may be the dense one, in which every leaf is a scalar.
         before = masks.intersect(start.mask, pruner.initial(start.params))
         return pruning.prune(
-            start.params, sparsity, pruner, current=before, evidence=start.evidence, rounds=rounds
+            start.params,
+            sparsity,
+            pruner,
+            current=before,
+            evidence=start.evidence,
+            rounds=rounds,
+            on_the_way=sparsity < self.target_sparsity,
         )
 
 

@@ -31,6 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from prunejax import names
+from prunejax.pruning import selection
 from prunejax.pruning.evidence import widened
 
 Reduction = Callable[[jax.Array, tuple[int, ...]], jax.Array]
@@ -111,8 +112,8 @@ class Granularity:
     def require(self, path: str, shape: tuple[int, ...]) -> None:
         """Raises a ValueError for a weight that must not be passed over in silence."""
 
-    def require_sparsity(self, sparsity: float) -> None:
-        """Raises a ValueError for a sparsity that the units cannot have."""
+    def require_sparsity(self, sparsity: float, *, on_the_way: bool) -> None:
+        """Raises a ValueError for a sparsity that the units cannot have, or not even in passing."""
 
     def reduce(self, x: jax.Array, reduction: Reduction) -> jax.Array:
         """One value for each unit, from an array of the weight's shape."""
@@ -152,6 +153,12 @@ class Granularity:
         """The units' mask as one that broadcasts against the weight."""
         del shape
         return units
+
+    def regrown(self, there: jax.Array, survivors: jax.Array, growth: jax.Array) -> jax.Array:
+        """As many of a layer's units as are there: the survivors, and those of highest growth."""
+        others = jnp.where(survivors, -jnp.inf, growth).ravel()
+        missing = others.size - jnp.sum(there) + jnp.sum(survivors)
+        return survivors | selection.keep_all_but_lowest(others, missing).reshape(there.shape)
 
 
 @functools.cache  # schedules ask for it at each of their steps
@@ -218,7 +225,9 @@ class NOfM(Granularity):
     heads, features]`, those are the heads: exclude them, or have them as matrices.
 
     Weights are scored by their rank among their group, so that the lowest M - N of every group are
-    the lowest of the layer, and of all layers.
+    the lowest of the layer, and of all layers. On the way there no group loses one more before all
+    have lost as many, the structure decay of Kao et al. (2022), "Training recipe for N:M structured
+    sparsity with decaying pruning mask"; between groups that have, the lowest score goes first.
 
     Attributes:
       keep: N.
@@ -237,12 +246,13 @@ class NOfM(Granularity):
                 f"of shape {shape} has {shape[-2]}; exclude it."
             )
 
-    def require_sparsity(self, sparsity: float) -> None:
+    def require_sparsity(self, sparsity: float, *, on_the_way: bool) -> None:
         own = 1 - self.keep / self.group
-        if sparsity and abs(sparsity - own) > 1e-9:
-            raise ValueError(
-                f"sparsity is {sparsity}; granularity {self.name!r} has {own} and no other but 0."
-            )
+        if not sparsity or abs(sparsity - own) < 1e-9 or (on_the_way and sparsity < own):
+            return
+        raise ValueError(
+            f"sparsity is {sparsity}; granularity {self.name!r} ends at {own}, or stays at 0."
+        )
 
     def reduce(self, x: jax.Array, reduction: Reduction) -> jax.Array:
         del reduction
@@ -254,12 +264,25 @@ class NOfM(Granularity):
     def scores(self, weight_scores, kept, shape, reduction, finish):
         kept = jnp.broadcast_to(kept, shape)
         scores = ordered(finish(jnp.broadcast_to(widened(weight_scores), shape)))
-        grouped = jnp.where(kept, scores, -jnp.inf)
-        grouped = grouped.reshape(*shape[:-2], -1, self.group, shape[-1])
-        # The argsort of an argsort is the rank; stable, so that ties go by index.
-        ranks = jnp.argsort(jnp.argsort(grouped, axis=-2, stable=True), axis=-2)
+        ranks = self._ranks(jnp.where(kept, scores, -jnp.inf))
         # Not -inf for what is gone: it would count against the other groups, and break theirs.
-        return ranks.reshape(shape).astype(jnp.float32)
+        return ranks + jnp.where(kept, scores / (1 + jnp.abs(scores)) / 4, -0.5)
+
+    def regrown(self, there, survivors, growth):
+        """Every group keeps its number."""
+        lowest_kept = self.group - jnp.sum(self._grouped(there), axis=-2, keepdims=True)
+        ranks = self._grouped(self._ranks(jnp.where(survivors, jnp.inf, growth)))
+        return (ranks >= lowest_kept).reshape(there.shape)
+
+    def _ranks(self, scores: jax.Array) -> jax.Array:
+        """The rank of each weight among its group, from 0; ties go by index."""
+        # The argsort of an argsort is the rank.
+        order = jnp.argsort(self._grouped(scores), axis=-2, stable=True)
+        return jnp.argsort(order, axis=-2).reshape(scores.shape)
+
+    def _grouped(self, of_weights: jax.Array) -> jax.Array:
+        *positions, inputs, outputs = of_weights.shape
+        return of_weights.reshape(*positions, inputs // self.group, self.group, outputs)
 
 
 WEIGHT = Slices("weight", tuple(range(2, 9)), axes=lambda rank: ())

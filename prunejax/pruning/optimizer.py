@@ -109,7 +109,10 @@ def optimizer(
     steps = jnp.array(changes, jnp.int32)
 
     def counts(params):
-        groups = [pruner.removal(params, sparsity) for _, sparsity in schedule]
+        groups = [
+            pruner.removal(params, sparsity, on_the_way=number < len(schedule))
+            for number, (_, sparsity) in enumerate(schedule, 1)
+        ]
         return {group: jnp.array([g[group] for g in groups], jnp.int32) for group in groups[0]}
 
     def start(params):

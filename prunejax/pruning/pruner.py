@@ -128,15 +128,23 @@ class Pruner:
             path: Layer(math.prod(units.unit_shape(shape)), shape) for path, shape in shapes.items()
         }
 
-    def removal(self, params: Params, sparsity: float) -> dict[tuple[str, ...], int]:
+    def removal(
+        self, params: Params, sparsity: float, *, on_the_way: bool = False
+    ) -> dict[tuple[str, ...], int]:
         """How many units each group of layers loses at `sparsity`, exactly.
+
+        Args:
+          params: pytree of parameters.
+          sparsity: share of the units to remove, in [0, 1).
+          on_the_way: more is to go later; N:M then takes any sparsity up to its own.
 
         Raises:
           ValueError: a sparsity outside [0, 1), or one that the granularity or the table of
             densities cannot have.
         """
         checks.number("sparsity", sparsity, within="[0, 1)")
-        granularity.create(self.granularity).require_sparsity(sparsity)
+        units = granularity.create(self.granularity)
+        units.require_sparsity(sparsity, on_the_way=on_the_way)
         layers = self.layers(params)
         chosen = allocation.create(self.allocation)
         return dict(chosen.removal(layers, sparsity, guard=self.guard))
@@ -220,6 +228,7 @@ def prune(
     current: Mask | None = None,
     evidence: Evidence | None = None,
     rounds: int = 1,
+    on_the_way: bool = False,
 ) -> Mask:
     """The mask that prunes `params` to `sparsity`.
 
@@ -233,6 +242,7 @@ def prune(
       evidence: data, objective and network, for criteria that need them.
       rounds: in how many, each of which scores anew what those before it have left, at sparsities
         of constant rate. SynFlow takes 100 (Tanaka et al. 2020).
+      on_the_way: more is to go later; N:M then takes any sparsity up to its own.
 
     Returns:
       The mask; apply it with `masks.apply(params, mask)`.
@@ -247,12 +257,9 @@ def prune(
     evidence = (evidence or Evidence()).keyed(key)
     whole = pruner.initial(params)
     current = whole if current is None else current
-    last = pruner.removal(params, sparsity)
+    last = pruner.removal(params, sparsity, on_the_way=on_the_way)
     *sparsities, _ = schedules.constant_rate(sparsity, end=rounds - 1, frequency=1)
-    try:
-        earlier = [pruner.removal(params, of_round) for _, of_round in sparsities]
-    except ValueError as error:
-        raise ValueError(f"rounds is {rounds}, and for an earlier one {error}") from error
+    earlier = [pruner.removal(params, s, on_the_way=True) for _, s in sparsities]
     if earlier:  # as a compiled loop, or a hundred rounds would be compiled one by one
         masks.validate(params, current)
         counts = jax.tree.map(lambda *each: jnp.array(each), *earlier)

@@ -14,6 +14,7 @@ import optax
 from prunejax import checks, masks, names, trees
 from prunejax.pruning import granularity, selection
 from prunejax.pruning.evidence import Evidence
+from prunejax.pruning.granularity import Granularity
 from prunejax.pruning.optimizer import changing
 from prunejax.pruning.pruner import Pruner, prune
 
@@ -48,8 +49,8 @@ def regrowing(
         f(t) = f_T + (f_0 - f_T) / 2 (1 + cos(pi t / end)),
 
     so SET's constant share is `final_drop = drop`, FlyingBird's .5 to .005. Each layer keeps its
-    number of units for good. Masks are not nested. What grows starts from zero, as do its moments,
-    but for what was dropped at the same step: that stays as it is.
+    number of units for good, in N:M each group. Masks are not nested. What grows starts from zero,
+    as do its moments, but for what was dropped at the same step: that stays as it is.
 
     Args:
       inner: any Optax optimiser.
@@ -66,8 +67,8 @@ def regrowing(
         gradient of the step all the same.
 
     Raises:
-      ValueError: a value out of its range, an unknown `grow`, missing evidence, or the granularity
-        N:M, whose groups such changes would break. On `init`: a mask that does not fit.
+      ValueError: a value out of its range, an unknown `grow`, or missing evidence. On `init`: a
+        mask that does not fit.
     """
     for name, value in (("drop", drop), ("final_drop", final_drop)):
         checks.number(name, value, within="[0, 1]")
@@ -76,10 +77,6 @@ def regrowing(
     checks.integer("end", end, least=1)
     names.require("grow", grow, GROWTH)
     units = granularity.create(pruner.granularity)
-    if units.fixed_density:
-        raise ValueError(
-            f"granularity is {pruner.granularity!r}; regrowth would break its groups, take another."
-        )
     evidence = (evidence or Evidence()).keyed(key)
     pruner.check(evidence._replace(grads=()))
     grown = dataclasses.replace(pruner, criterion=grow)
@@ -105,8 +102,10 @@ def regrowing(
         growth = grown.scores(params, masks.dense(params), Evidence(key=grow_key, grads=grads))
         kept, leaves = trees.flatten(mask), trees.flatten(params)
         for path, of_units in scores.items():
-            there = exchange(of_units.ravel(), growth[path].ravel(), share)
-            kept[path] = units.expand(there.reshape(of_units.shape), leaves[path].shape)
+            shape = leaves[path].shape
+            there = units.alive(kept[path], shape)
+            there = exchange(units, there, of_units, growth[path], share)
+            kept[path] = units.expand(there, shape)
         return trees.unflatten(mask, kept)
 
     return changing(inner, start, is_due, change)
@@ -118,19 +117,27 @@ def at_random(params: Params, pruner: Pruner, sparsity: float, key: jax.Array) -
     return prune(params, sparsity, drawn, key=key)
 
 
-def exchange(scores: jax.Array, growth: jax.Array, share: jax.Array | float) -> jax.Array:
+def exchange(
+    units: Granularity,
+    there: jax.Array,
+    scores: jax.Array,
+    growth: jax.Array,
+    share: jax.Array | float,
+) -> jax.Array:
     """Which units of a layer are there after `round(share k)` of its k units were exchanged.
 
     Args:
-      scores: `[n]`, of the units that are there, the lowest are dropped; -inf for missing ones.
-      growth: `[n]`, the highest among the missing and the dropped units are grown.
+      units: what they are; in N:M every group keeps its number.
+      there: booleans, the units that are there. All arrays are of one shape.
+      scores: of those the lowest are dropped.
+      growth: the highest among the missing and the dropped units are grown.
       share: of the k units, in [0, 1].
 
     Returns:
-      `[n]` booleans, k of them True.
+      Booleans, k of them True.
     """
-    there = scores > -jnp.inf
-    number = jnp.round(share * jnp.sum(there)).astype(jnp.int32)
-    survivors = there & selection.keep_all_but_lowest(scores, jnp.sum(~there) + number)
-    candidates = jnp.where(survivors, -jnp.inf, growth)
-    return survivors | selection.keep_all_but_lowest(candidates, scores.size - number)
+    kept = jnp.sum(there)
+    number = jnp.round(share * kept).astype(jnp.int32)
+    lowest_first = jnp.where(there, scores, -jnp.inf).ravel()
+    survivors = selection.keep_all_but_lowest(lowest_first, there.size - kept + number)
+    return units.regrown(there, there & survivors.reshape(there.shape), growth)

@@ -52,6 +52,7 @@ def test_unknown_names_name_the_nearest(name, options, message):
             r"initial_sparsity is 0\.5; only .* 'cubic' begins with one, and it is 'constant_rate'",
         ),
         ("iterative", {"rounds": 0}, "rounds is 0"),
+        ("iterative", {"granularity": "2:4", "rates": [1.5, 4]}, r"sparsity is 0\.75; .* at 0\.5"),
         ("one_shot", {"rounds": 1.5}, "rounds is 1.5; an integer of at least 1"),
         ("lottery", {"rates": [4, 2]}, r"rates is \[4, 2\]"),
         *((name, {"pruning_begin": 16}, "pruning_begin is 16") for name in GRADUAL),

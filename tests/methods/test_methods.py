@@ -217,6 +217,17 @@ def test_rounds_end_at_their_sparsities_and_nothing_comes_back(options, sparsiti
     assert_pruned_exactly(trained)
 
 
+def test_rounds_lead_to_n_of_m():
+    units = {"granularity": "1:4", "exclude": ("Dense_1/*",)}
+    method = methods.create("iterative", epochs=1, rounds=2, sparsity=0.75, **units)
+    met, validate = watch()
+    trained = run_phases(method.phases(STEPS), validate=validate)
+    first = SIZES[0]
+    assert [int(there[:first].sum()) for there in met] == [first // 2, first // 4]
+    kept = trees.flatten(trained.mask)[WEIGHTS[0]]
+    np.testing.assert_array_equal(kept.reshape(-1, 4, kept.shape[1]).sum(1), 1)
+
+
 def test_a_ticket_is_the_mask_of_the_trained_network_on_its_early_weights(tmp_path):
     method = methods.create(
         "lottery",

@@ -102,8 +102,8 @@ def test_the_law_of_n_of_m_holds_also_where_more_is_gone_already():
 @pytest.mark.parametrize(
     ("leaf", "sparsity", "message"),
     [
-        (DENSE, 0.4, r"sparsity is 0\.4; granularity '2:4' has 0\.5"),
-        (DENSE, 0.75, r"sparsity is 0\.75; granularity '2:4' has 0\.5"),
+        (DENSE, 0.4, r"sparsity is 0\.4; granularity '2:4' ends at 0\.5"),
+        (DENSE, 0.75, r"sparsity is 0\.75; granularity '2:4' ends at 0\.5"),
         (DENSE[:6], 0.5, r"multiple of 4 inputs, but 'w' of shape \(6, 12\) has 6; exclude it"),
         (CONV[:, :, :1], 0.5, r"'w' of shape \(3, 2, 1, 8\) has 1"),
     ],
@@ -117,9 +117,53 @@ def test_a_schedule_that_n_of_m_cannot_follow_fails_before_the_first_step():
     import optax
 
     pruner = Pruner(granularity="2:4")
-    tx = pruning.optimizer(optax.sgd(0.1), pruner, pruning.cubic(0.5, end=10, frequency=5))
-    with pytest.raises(ValueError, match=r"granularity '2:4' has 0\.5"):
-        tx.init({"w": jnp.ones((4, 4))})
+    for schedule, sparsity in (
+        (pruning.cubic(0.4, end=10, frequency=5), 0.4),
+        (pruning.iterative((1, 2, 4), frequency=5), 0.75),
+    ):
+        tx = pruning.optimizer(optax.sgd(0.1), pruner, schedule)
+        with pytest.raises(ValueError, match=f"sparsity is {sparsity}; granularity '2:4' ends at"):
+            tx.init({"w": jnp.ones((4, 4))})
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    values=st.permutations(range(1, 49)),
+    ratio=st.sampled_from([(1, 2), (1, 4), (2, 4), (3, 4)]),
+    shares=st.lists(st.floats(0, 1), min_size=1, max_size=4),
+)
+def test_on_the_way_no_group_loses_its_next_weight_before_all_have_lost_as_many(
+    values, ratio, shares
+):
+    (n, m), leaf = ratio, np.float32(values).reshape(8, 6)
+    pruner, params = Pruner(granularity=f"{n}:{m}"), {"w": jnp.array(leaf)}
+    # By the rank within the group, then by magnitude.
+    groups = leaf.reshape(8 // m, m, 6)
+    ranks = np.argsort(np.argsort(groups, axis=1), axis=1).reshape(8, 6)
+    order = np.lexsort((leaf.ravel(), ranks.ravel()))
+    mask = pruner.initial(params)
+    for share in [*sorted(shares), 1.0]:
+        removal = pruner.removal(params, share * (1 - n / m), on_the_way=True)
+        mask = pruner.mask(params, mask, removal)
+        expected = np.ones(48, bool)
+        expected[order[: round(share * (1 - n / m) * 48)]] = False
+        np.testing.assert_array_equal(mask["w"].ravel(), expected)
+
+
+def test_weights_that_change_on_the_way_leave_masks_nested_and_exact():
+    rng, pruner = np.random.default_rng(0), Pruner(granularity="2:4", allocation="global")
+    params = {"a": jnp.ones((8, 6)), "b": jnp.ones((4, 10))}
+    mask = pruner.initial(params)
+    for percent in range(0, 51, 2):
+        params = {k: jnp.asarray(rng.normal(size=w.shape), "f4") for k, w in params.items()}
+        removal = pruner.removal(params, percent / 100, on_the_way=True)
+        later = pruner.mask(params, mask, removal)
+        gone = sum(int((~keep).sum()) for keep in later.values())
+        assert gone == round(percent / 100 * 88)
+        assert not any(np.any(later[k] & ~mask[k]) for k in mask)
+        mask = later
+    for keep in mask.values():
+        np.testing.assert_array_equal(keep.reshape(-1, 4, keep.shape[1]).sum(1), 2)
 
 
 # -- blocks ----------------------------------------------------------------------------------------

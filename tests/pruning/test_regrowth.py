@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prunejax import pruning, trees
-from prunejax.pruning import Pruner, regrowth
+from prunejax.pruning import Pruner, granularity, regrowth
 
 PATHS = ("first/kernel", "second/kernel")
 
@@ -117,8 +117,8 @@ def test_exchange_by_hand(scores, growth, there, quarter):
     scores, growth, there = np.array(scores, float), np.array(growth, float), np.array(there)
     share = quarter / 4
     number = round(share * there.sum())
-    known = np.where(there, scores, -np.inf)
-    found = np.asarray(regrowth.exchange(jnp.float32(known), jnp.float32(growth), share))
+    layer = (jnp.array(there), jnp.float32(scores), jnp.float32(growth))
+    found = np.asarray(regrowth.exchange(granularity.WEIGHT, *layer, share))
     survivors = there.copy()
     alive = np.flatnonzero(there)
     survivors[alive[np.argsort(scores[alive], kind="stable")[:number]]] = False
@@ -128,6 +128,44 @@ def test_exchange_by_hand(scores, growth, there, quarter):
     expected[grown] = True
     np.testing.assert_array_equal(found, expected)
     assert found.sum() == there.sum()
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    st.permutations(range(24)), st.permutations(range(24)), st.integers(0, 4),
+    st.sampled_from(["1:2", "2:4", "1:4", "3:4"]),
+)  # fmt: skip
+def test_groups_exchange_their_worst_weights_and_keep_their_number(scores, growth, quarter, name):
+    """In numpy: dropped by rank within the group, then by score; grown within the group."""
+    keep, group = map(int, name.split(":"))
+    units = granularity.create(name)
+    weights, slopes = (np.float32(v).reshape(8, 3) + 1 for v in (scores, growth))
+    whole, one = jnp.ones((8, 3), bool), lambda x: x
+    of = functools.partial(
+        units.scores, shape=(8, 3), reduction=granularity.AGGREGATES["mean"], finish=one
+    )
+    there = np.asarray(of(jnp.array(weights), whole) > group - keep - 0.5)
+    found = regrowth.exchange(
+        units, jnp.array(there), of(jnp.array(weights), jnp.array(there)),
+        of(jnp.array(slopes), whole), quarter / 4,
+    )  # fmt: skip
+
+    lists = [  # (weight, slope, there) of each group
+        list(zip(*(x[i : i + group, j] for x in (weights, slopes, there)), strict=True))
+        for i in range(0, 8, group) for j in range(3)
+    ]  # fmt: skip
+    by_rank = sorted(
+        (rank, w) for of_group in lists
+        for rank, w in enumerate(sorted(w for w, _, kept in of_group if kept))
+    )  # fmt: skip
+    dropped = {w for _, w in by_rank[: round(quarter / 4 * len(by_rank))]}
+    expected = set()
+    for of_group in lists:
+        survivors = [w for w, _, kept in of_group if kept and w not in dropped]
+        others = sorted((s, w) for w, s, _ in of_group if w not in survivors)
+        grown = [w for _, w in others[len(others) - (keep - len(survivors)) :]]
+        expected |= {*survivors, *grown}
+    assert set(weights[np.asarray(found)].tolist()) == expected
 
 
 def test_one_exchange_by_hand():
@@ -201,7 +239,6 @@ def test_the_state_is_made_of_plain_arrays_and_its_randomness_of_the_key():
         ({"frequency": 0}, "frequency is 0"),
         ({"end": 0}, "end is 0"),
         ({"grow": "gradients"}, r"Unknown grow 'gradients'\. Did you mean 'gradient'\?"),
-        ({"pruner": Pruner(granularity="2:4")}, "granularity is '2:4'"),
         ({"pruner": Pruner("fisher")}, "criterion 'fisher' needs loss and batches"),
     ],
 )
