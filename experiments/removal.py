@@ -39,11 +39,13 @@ class Views(NamedTuple):
       evidence_of: a classifier -> what criteria may look at.
       accuracy_of: a classifier -> parameters of it -> its robust accuracy on held-out examples.
       densities: at which that is measured where the allocation is by sensitivity.
+      progress: called with (accuracies measured, accuracies to measure).
     """
 
     evidence_of: Callable[[Classifier], pruning.Evidence]
     accuracy_of: Callable[[Classifier], Callable[[Any], float]]
     densities: Sequence[float] = ()
+    progress: Callable[[int, int], None] = lambda measured, wanted: None
 
 
 def remove(
@@ -97,6 +99,7 @@ def _channels(now, settings, image_shape, views):
             chosen,
             views.densities,
             views.accuracy_of(classifier),
+            progress=views.progress,
             **looked,
         )
         found = shrinking.channel_sensitivity.allocation(traced, table, 1 - settings.share)

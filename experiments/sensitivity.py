@@ -5,11 +5,10 @@
 Each layer of the network that the run starts from is pruned alone to `config.sensitivity.densities`
 and attacked, with the attack, budget and images of `config.validation`. Criteria of data look at
 the first training examples, as many as the method shows them; learned scores are not learned yet.
-(experiments.shrink does likewise with groups of channels: `removal`.)
+(experiments.shrink does so in each of its rounds, and likewise with groups of channels: `removal`.)
 """
 
 import dataclasses
-import itertools
 import pathlib
 from collections.abc import Callable
 
@@ -102,23 +101,15 @@ def densities(
         attack, classifier, images, labels, eps=config.validation.eps, key=jax.random.key(0)
     )
     units = {path: layer.units for path, layer in pruner.layers(classifier.params).items()}
-    wanted = 1 + len(units) * len([d for d in config.sensitivity.densities if d < 1])
-    measured = itertools.count(1)
-
-    def accuracy(params) -> float:
-        found = robust_accuracy(params)
-        report(next(measured), wanted)
-        return found
-
-    report(0, wanted)
     examples = method.phases(steps_per_epoch=1)[-1].examples or EXAMPLES
     evidence = from_config.evidence(classifier, method, train_set, examples, config.seed)
     table = sensitivity.measure(
         classifier.params,
         pruner,
         config.sensitivity.densities,
-        accuracy,
+        robust_accuracy,
         evidence=evidence._replace(scores=learned.initial(classifier.params)),
+        progress=report,
     )
     found = sensitivity.densities(table, units, 1 - method.target_sparsity)
     if jax.process_index() == 0:

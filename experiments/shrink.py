@@ -86,7 +86,12 @@ def shrink(
             attack, classifier, images, labels, eps=config.validation.eps, key=jax.random.key(0)
         )
 
-    views = removal.Views(evidence_of, accuracy_of, config.sensitivity.densities)
+    views = removal.Views(
+        evidence_of,
+        accuracy_of,
+        config.sensitivity.densities,
+        functools.partial(report, "measure channels"),
+    )
 
     def remove(now: removal.Stage) -> removal.Stage:
         report(f"choose {settings.remove}", 0, 1)
@@ -94,15 +99,25 @@ def shrink(
         report(f"choose {settings.remove}", 1, 1)
         return smaller
 
-    def phases(mask: Any) -> list[training.Phase]:
+    def phases(mask: Any, method: methods.Method = method) -> list[training.Phase]:
         return [_under(mask, phase) for phase in method.phases(steps)]
+
+    def method_of(number: int, classifier: Classifier) -> methods.Method:
+        if not sensitivity.is_asked_for(config):
+            return method
+        progress = functools.partial(report, f"measure round {number}")
+        sets = (train_set, validation_set)
+        return sensitivity.method_after(config, folder_of(number), classifier, *sets, progress)
+
+    def folder_of(number: int) -> pathlib.Path:
+        return workdir / "rounds" / str(number)
 
     def finetune(now: removal.Stage, number: int) -> removal.Stage:
         network = now.classifier.apply_fn
         trained = training.train(
             network,
             training.Trained(now.classifier.variables, now.mask),
-            phases(now.mask),
+            phases(now.mask, method_of(number, now.classifier)),
             train_set,
             batch_size=config.batch_size,
             seed=config.seed + number,
@@ -125,7 +140,7 @@ def shrink(
     run_directory.open_run(workdir, config)
     run_directory.write_json(workdir / "rounds.json", rows)
     if len(rows) > 1:
-        folder = workdir / "rounds" / str(len(rows) - 1)
+        folder = folder_of(len(rows) - 1)
         now = removal.Stage(*from_config.load_shrunk(folder, first, train_set.image_shape))
     rounds = shrinking.iterate(
         now._replace(row=rows[-1]),
@@ -136,7 +151,7 @@ def shrink(
         first_round=len(rows),
     )
     for number, now, _ in itertools.islice(rounds, 2 - len(rows) if in_one_round else None):
-        from_config.save_shrunk(workdir / "rounds" / str(number), now.classifier, now.mask)
+        from_config.save_shrunk(folder_of(number), now.classifier, now.mask)
         rows.append(now.row)
         run_directory.write_json(workdir / "rounds.json", rows)
     from_config.save_shrunk(workdir, now.classifier, now.mask)
@@ -156,12 +171,6 @@ def _checked(config: config_dict.ConfigDict) -> methods.Method:
         checks.number(f"shrinking.{key}", settings[key], within="(0, 1)")
     for key in ("method", "shrinking"):
         from_config.check_table(f"{key}.allocation", config[key].get("allocation"))
-    if sensitivity.is_asked_for(config):
-        raise ValueError(
-            f"method.allocation is {sensitivity.ALLOCATION!r}, which only experiments.train "
-            "measures; give another name, such as 'uniform', or a table of densities. "
-            "(shrinking.allocation may be it: that of the channels that go.)"
-        )
     if settings.allocation == sensitivity.ALLOCATION:
         sensitivity.check_densities(config, 1 - settings.share, "shrinking.share")
     if settings.budget is not None:
@@ -172,7 +181,7 @@ def _checked(config: config_dict.ConfigDict) -> methods.Method:
     from_config.protocols(config)  # what cannot be evaluated later is refused now
     if not config.init_from:
         raise ValueError("init_from is empty; name the folder of the run to make smaller.")
-    return methods.create(**config.method)
+    return sensitivity.method_before(config)
 
 
 def _target(settings: config_dict.ConfigDict, first: Mapping[str, Any]) -> float:

@@ -13,7 +13,7 @@ Weights are laid out as in Flax and Haiku: `[..., inputs, outputs]`. By name:
 
 Weights of other ranks are passed over. One of the right rank whose axes are no multiples of N:M's
 groups or of the blocks is an error, for nobody would see that it stays dense. Whole residual blocks
-are no units of a weight: `shrinking.lowest_blocks` chooses those.
+are no units of a weight: `shrinking.lowest_blocks` chooses them, `shrinking.block_mask` masks them.
 
 Successive inputs are those of axis -2: in a convolution, input channels at the same position of the
 kernel, which is the order in which sparse tensor cores read them. Blocks likewise lie in the last

@@ -8,7 +8,7 @@ mask = pruning.prune(params, 0.8, pruner)
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from prunejax import masks, trees
@@ -17,6 +17,7 @@ from prunejax.pruning.pruner import Pruner, prune
 
 Params = Any
 Table = dict[str, dict[float, float]]
+Progress = Callable[[int, int], None]
 
 
 def measure(
@@ -26,6 +27,7 @@ def measure(
     accuracy: Callable[[Params], float],
     *,
     evidence: Evidence | None = None,
+    progress: Progress = lambda measured, wanted: None,
 ) -> Table:
     """How accurate the network is when one layer alone is pruned: `A_l(d)`, layer by density.
 
@@ -43,6 +45,7 @@ def measure(
       accuracy: masked parameters -> a number, higher is better; called once for each layer and
         density below 1, and once for the dense network.
       evidence: for criteria that need more than the weights.
+      progress: called with (accuracies measured, accuracies to measure).
 
     Returns:
       path -> density -> accuracy, which `densities` takes; densities increase.
@@ -53,19 +56,36 @@ def measure(
     """
     wanted = in_order(densities)
     alone = _each_alone(params, pruner, evidence)
-    pruned = [density for density in wanted if density < 1]
     for own in alone.values():
-        for density in pruned:
-            own.removal(params, 1 - density)  # refuses what cannot be, before anything is measured
-    dense = float(accuracy(params))
+        for density in wanted:  # refuses what cannot be, before anything is measured
+            own.removal(params, 1 - density)
 
-    def at(own, density):
-        return float(accuracy(masks.apply(params, prune(params, 1 - density, own))))
+    def at(path: str | None, density: float) -> float:
+        if path is None:
+            return accuracy(params)
+        return accuracy(masks.apply(params, prune(params, 1 - density, alone[path])))
 
-    return {
-        path: {density: at(own, density) for density in pruned} | {1.0: dense}
-        for path, own in alone.items()
-    }
+    return tabulated(alone, wanted, at, progress)
+
+
+def tabulated(
+    paths: Iterable[str],
+    densities: Sequence[float],
+    at: Callable[[str | None, float], float],
+    progress: Progress,
+) -> Table:
+    """`at(path, density)` of each path and density below 1; density 1 is `at(None, 1)` for all."""
+    paths, pruned = list(paths), [density for density in densities if density < 1]
+    calls, wanted = itertools.count(1), 1 + len(paths) * len(pruned)
+
+    def measured(path: str | None, density: float) -> float:
+        accuracy = float(at(path, density))
+        progress(next(calls), wanted)
+        return accuracy
+
+    progress(0, wanted)
+    whole = measured(None, 1.0)
+    return {path: {d: measured(path, d) for d in pruned} | {1.0: whole} for path in paths}
 
 
 def in_order(densities: Sequence[float]) -> list[float]:

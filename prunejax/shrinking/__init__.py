@@ -4,8 +4,8 @@ traced = shrinking.structure_of(classifier.apply_fn, classifier.variables, (32, 
 mask = shrinking.channel_mask(traced, classifier.variables, sparsity=0.5)
 small = shrinking.shrink(classifier, mask, (32, 32, 3))
 
-Channels are chosen by a mask. Residual blocks are not: `lowest_blocks` names some, which
-`remove_blocks` leaves out; no granularity, allocation or schedule of `pruning` knows them.
+Channels are chosen by a mask, residual blocks by name, for they are no units of a weight:
+`lowest_blocks` names some, which `block_mask` silences and `remove_blocks` leaves out.
 
 Which layers keep all their channels, and why, is told by `shrinking.kept_whole(traced)`: the last
 one, whose channels are the network's outputs, those in front of a normalisation over channels, and
@@ -22,7 +22,7 @@ from prunejax.shrinking.residual import Block, blocks
 from prunejax.shrinking.shrunk import Shrunk, describe, from_description, whole
 from prunejax.shrinking.smaller import carried, shrink
 from prunejax.shrinking.structure import Structure, structure_of
-from prunejax.shrinking.without_blocks import remove_blocks
+from prunejax.shrinking.without_blocks import block_mask, remove_blocks
 
 __all__ = [
     "Block",
@@ -30,6 +30,7 @@ __all__ = [
     "Round",
     "Shrunk",
     "Structure",
+    "block_mask",
     "block_scores",
     "blocks",
     "carried",

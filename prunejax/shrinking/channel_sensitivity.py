@@ -28,6 +28,7 @@ def measure(
     *,
     current: Any | None = None,
     evidence: Evidence | None = None,
+    progress: sensitivity.Progress = lambda measured, wanted: None,
 ) -> sensitivity.Table:
     """How accurate the network is when one group of channels alone is pruned.
 
@@ -41,6 +42,7 @@ def measure(
       densities: shares of a group's channels to keep, in (0, 1]; 1 is always measured.
       accuracy: masked parameters -> a number, higher is better; called once for each group and
         density below 1, and once for the whole network.
+      progress: called with (accuracies measured, accuracies to measure).
 
     Returns:
       The path of a group's first maker -> density -> accuracy; densities increase.
@@ -48,22 +50,21 @@ def measure(
     Raises:
       ValueError: no density or one outside (0, 1], and what `channel_mask` raises.
     """
-    pruned = [density for density in sensitivity.in_order(densities) if density < 1]
+    wanted = sensitivity.in_order(densities)
     pruner = dataclasses.replace(pruner, allocation="uniform")
     params = variables["params"]
     ranking = channel_pruning.ranked(traced, params, pruner, evidence, current=current)
     channel_pruning.require_any(traced, params, pruner, ranking)
-    whole = float(accuracy(params))
+    groups = _by_first_maker(ranking.groups)
 
-    def at(own: list[Group], density: float) -> float:
-        lowest = channel_pruning.removed(own, params, 1 - density, pruner)
+    def at(path: str | None, density: float) -> float:
+        if path is None:
+            return accuracy(params)
+        lowest = channel_pruning.removed(groups[path], params, 1 - density, pruner)
         mask = channel_pruning.mask_without(traced, variables, ranking, lowest, guard=pruner.guard)
-        return float(accuracy(masks.apply(params, mask)))
+        return accuracy(masks.apply(params, mask))
 
-    return {
-        path: {density: at(own, density) for density in pruned} | {1.0: whole}
-        for path, own in _by_first_maker(ranking.groups).items()
-    }
+    return sensitivity.tabulated(groups, wanted, at, progress)
 
 
 def allocation(

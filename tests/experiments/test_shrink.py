@@ -370,6 +370,54 @@ def test_by_sensitivity_the_layer_that_nothing_depends_on_loses_most(
     assert len(rows) > 1
 
 
+def test_what_fine_tuning_prunes_by_sensitivity_is_measured_on_each_round_s_network(
+    tmp_path, untrained_run, monkeypatch
+):
+    config = config_of()
+    untrained_run(config)
+    config.method = base("digits", "mlp", "one_shot", epochs=1, sparsity=0.5).method
+    config.method.update(adversarial=False, allocation="sensitivity")
+    config.shrinking = shrinking(share=0.3, at_most=0.5, allocation="uniform", batch_size=2)
+    config.sensitivity.densities = (0.1, 0.5)
+
+    def accuracy_under(attack, classifier, images, labels, *, eps, key):
+        return lambda params: float((params["Dense_1"]["kernel"] != 0).mean())
+
+    def only_prune(network, start, phases, dataset, **options):
+        example = (dataset.images[:1], dataset.labels[:1])
+        return training.loop.end(
+            phases[0], training.loop.begin(network, phases[0], start, None, example, draw=(0, 0))
+        )
+
+    monkeypatch.setattr(evaluation, "accuracy_under", accuracy_under)
+    monkeypatch.setattr(training, "train", only_prune)
+    said = collections.defaultdict(list)
+    report = lambda task, *call: said[task].append(call)  # noqa: E731
+    rows = shrink.shrink(config, tmp_path / "small", report=report)
+
+    assert [row["flops"] for row in rows] == [2 * size for size in (1232, 830, 584)]
+    whole, _ = from_config.load_trained(
+        run_directory.read_config(tmp_path / "dense"),
+        tmp_path / "dense",
+        data.load("digits", "train"),
+    )
+    for number in (1, 2):
+        folder = tmp_path / "small" / "rounds" / str(number)
+        small, _ = from_config.load_shrunk(folder, whole, (8, 8, 1))
+        densities = json.loads((folder / "sensitivity.json").read_text())["densities"]
+        assert densities["Dense_1/kernel"] == pytest.approx(1)
+        for path, leaf in trees.flatten(small.params).items():
+            if path in densities:
+                left, nonzero = (
+                    leaf.size - round((1 - densities[path]) * leaf.size),
+                    jnp.sum(leaf != 0),
+                )
+                # Of the channels that are left the round before may have pruned more.
+                assert nonzero == left if number == 1 else 0 < nonzero <= left
+        assert said[f"measure round {number}"] == [(done, 7) for done in range(8)]
+    assert set(densities) == {f"Dense_{i}/kernel" for i in range(3)}
+
+
 @pytest.mark.exhaustive
 def test_counts_of_channels_are_multiples(tmp_path, untrained_run):
     config = config_of()
@@ -426,27 +474,26 @@ def test_what_cannot_be_done_is_refused_before_anything_is_written(
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "sentence"),
+    ("changed", "sentence"),
     [
-        ("batch_size", 5000, r"batch_size is 5000; it must lie in \[1, 1197\]"),
-        ("method.include", ("Conv_9*",), r"Pattern 'Conv_9\*' matches none of the weights"),
+        ({"batch_size": 5000}, r"batch_size is 5000; it must lie in \[1, 1197\]"),
+        ({"method.include": ("Conv_9*",)}, r"Pattern 'Conv_9\*' matches none of the weights"),
         (
-            "method.allocation",
-            "sensitivity",
-            r"method\.allocation is .* only experiments\.train",
+            {"method.allocation": "sensitivity", "sensitivity.densities": (0.5,)},
+            r"the lowest at most the density 0\.1 that method\.sparsity asks for",
         ),
-        ("evaluation.protocols.fgsm.attack", "fgsmm", "Did you mean 'fgsm'"),
+        ({"evaluation.protocols.fgsm.attack": "fgsmm"}, "Did you mean 'fgsm'"),
     ],
 )
 def test_what_comes_after_a_removal_is_looked_at_before_anything_is_written(
-    tmp_path, untrained_run, key, value, sentence
+    tmp_path, untrained_run, changed, sentence
 ):
     config = config_of()
     config.model.options.widths = (8,)
     config.method = base("digits", "mlp", "one_shot", epochs=1).method
     untrained_run(config)
     config.shrinking = shrinking(share=0.3, examples=5000)  # more than there are: all of them
-    config.update_from_flattened_dict({key: value})
+    config.update_from_flattened_dict(changed)
     with pytest.raises(ValueError, match=sentence):
         shrink.shrink(config, tmp_path / "small")
     assert not (tmp_path / "small").exists()

@@ -4,10 +4,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from sklearn.cross_decomposition import PLSRegression
 
-from prunejax import models, shrinking, trees
+from prunejax import masks, models, pruning, shrinking, trees
 from prunejax.classifier import Classifier, Network
 from prunejax.models.resnet import ResNet
 from prunejax.pruning import Evidence, Pruner
@@ -352,6 +353,41 @@ def test_maps_and_outputs_in_half_precision_are_looked_at_in_float32():
     assert scores("hrank") == pytest.approx([1 / 3, 1 / 3], rel=1e-6)
     p, q = (log_softmax(np.stack([0 * m, m], axis=1)) for m in (np.full(2, 1.875), 1 + c[::-1]))
     assert scores("kl") == pytest.approx(np.sum(np.exp(q) * (q - p), axis=1), rel=1e-5)
+
+
+# -- masks -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("names", [BLOCKS[:1], BLOCKS[::2], BLOCKS])
+def test_under_the_mask_of_blocks_a_network_computes_what_it_does_without_them(
+    resnet, images, names
+):
+    mask = shrinking.block_mask(resnet, names, SHAPE)
+    small = shrinking.remove_blocks(resnet, names, SHAPE)
+    masked = masks.apply(resnet.params, mask)
+    np.testing.assert_allclose(outputs(resnet, images, masked), outputs(small, images), rtol=1e-5)
+    kept = {path for path, keep in trees.flatten(mask).items() if keep}
+    assert kept == set(trees.flatten(small.params))
+
+
+def test_blocks_that_are_masked_stay_so_while_the_others_are_trained(resnet, images):
+    mask = shrinking.block_mask(resnet, ["BasicBlock_0"], SHAPE)
+    params, tx = masks.apply(resnet.params, mask), pruning.masked(optax.adamw(0.01), mask)
+
+    @jax.jit
+    def step(params, state):
+        grads = jax.grad(lambda p: jnp.square(resnet.with_params(p)(images)).mean())(params)
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    state = tx.init(params)
+    for _ in range(2):
+        params, state = step(params, state)
+    trained = resnet.with_params(params)
+    small = shrinking.remove_blocks(trained, ["BasicBlock_0"], SHAPE)
+    np.testing.assert_allclose(outputs(trained, images), outputs(small, images), rtol=1e-5)
+    assert np.any(outputs(trained, images) != outputs(resnet, images))
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(params["BasicBlock_0"]))
 
 
 # -- what may be removed, and bad input ------------------------------------------------------------
