@@ -98,6 +98,19 @@ def test_each_layer_exchanges_its_worst_units_and_keeps_its_number(grow, allocat
     assert all(np.all(weights[path][-1][kept[path][-1]] != 0) for path in PATHS)
 
 
+def test_weights_move_within_their_groups():
+    params, pruner = parameters(), Pruner(granularity="1:2")
+    tx = pruning.regrowing(optax.adam(0.05), pruner, 0.5, end=30, frequency=6, drop=0.5)
+    trajectory, states, _ = run(tx, params, tx.init(params), 20)
+    for path in PATHS:
+        kept, weights = arrays(states.mask)[path], arrays(trajectory)[path]
+        steps, inputs, outputs = kept.shape
+        of_groups = kept.reshape(steps, inputs // 2, 2, outputs)
+        np.testing.assert_array_equal(of_groups.sum(axis=2), 1)
+        np.testing.assert_array_equal(weights[~kept], 0)
+        assert np.any(kept[-1] != kept[0])
+
+
 @pytest.mark.parametrize("aggregate", ["mean", "l2"])
 def test_the_first_mask_takes_alike_from_large_filters_and_small_ones(aggregate):
     """However the pruner's own scores become a filter's: means and lengths of draws tell sizes."""
