@@ -17,6 +17,7 @@ import optax
 from prunejax import checks, names, norms
 from prunejax.attacks import losses
 from prunejax.attacks.goal import Goal, likeliest
+from prunejax.canonical import canonical
 from prunejax.classifier import Classifier
 
 State = Any
@@ -49,6 +50,13 @@ class Passes(NamedTuple):
 
     forwards: int
     backwards: int
+
+
+class Stage(NamedTuple):
+    """Steps of an attack that are one program."""
+
+    attack: "Attack"
+    steps: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -211,6 +219,46 @@ class Attack:
     def finished(self, state: State) -> jax.Array:
         """Boolean scalar: whether further steps cannot change the result."""
         raise NotImplementedError
+
+    def sharing(self, state: State, key: jax.Array) -> State:
+        """The first state, which draws by `key` what it draws in common with all other examples.
+
+        Each attempt of a run has one such key; most attacks draw nothing in common.
+        """
+        del key
+        return state
+
+    def stages(self, image_shape: tuple[int, ...]) -> tuple[Stage, ...]:
+        """The programs that take the steps, one after the other, on images of this shape.
+
+        Where there are several, all examples of a batch are at the same step.
+        """
+        del image_shape
+        return (Stage(self, self.steps),)
+
+    def advance(
+        self, classifier: Classifier, states: State, steps: jax.Array
+    ) -> tuple[State, jax.Array]:
+        """So many steps of a whole batch.
+
+        Args:
+          classifier: maps images `[B, ...]` to logits `[B, C]`.
+          states: with a leading axis `[B]`.
+          steps: integer scalar.
+
+        Returns:
+          The states after the steps, and `[B]` how many of them were made before an example was
+          finished.
+        """
+        step = canonical(jax.vmap(self.step, in_axes=(None, 0)))
+        finished = jax.vmap(self.finished)
+
+        def body(_, carry):
+            states, taken = carry
+            return step(classifier, states), taken + ~finished(states)
+
+        taken = jnp.zeros(finished(states).shape, jnp.int32)
+        return jax.lax.fori_loop(0, steps, body, (states, taken))
 
     def iterate(self, state: State) -> jax.Array:
         """The image `[...]` where the attack stands, to be looked at where nothing was found.

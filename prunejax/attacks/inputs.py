@@ -13,6 +13,8 @@ from prunejax.attacks.lanes import lane_count
 from prunejax.classifier import Classifier
 
 OPTIONS = ("indices", "batch_size", "devices")
+# Of other kinds of keys, "rbg" and "unsafe_rbg", a batch draws by its first one alone.
+KEYS = "threefry2x32"
 
 
 class Inputs(NamedTuple):
@@ -112,12 +114,9 @@ def validated(
 
 
 def _drawing_alone(key: jax.Array) -> jax.Array:
-    """The key, as one of a kind that in a batch draws as by itself.
-
-    Of other kinds, "rbg" and "unsafe_rbg", a batch draws by its first key alone.
-    """
+    """The key, as one of a kind that in a batch draws as by itself."""
     data = jax.random.key_data(key).ravel()
-    return jax.random.wrap_key_data(data[:2], impl="threefry2x32")
+    return jax.random.wrap_key_data(data[:2], impl=KEYS)
 
 
 def require_attack(attack) -> None:

@@ -1,6 +1,8 @@
 """Which example each lane holds, and which are waiting: plain bookkeeping on the host."""
 
 import collections
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,11 +13,32 @@ FEWEST_LANES = 16
 IDLE_STEPS = 10
 
 
-class Lanes:
-    """`width` lanes and the queue of `number` examples, at their first attempt."""
+class Entry(NamedTuple):
+    """An example in the queue: its attempt, the stage it has reached, the steps taken so far."""
 
-    def __init__(self, number: int, width: int):
-        self.queue = collections.deque((example, 0) for example in range(number))
+    example: int
+    attempt: int = 0
+    stage: int = 0
+    taken: int = 0
+
+
+class Lanes:
+    """`width` lanes and the queue of `number` examples, at their first attempt.
+
+    An attack of one stage fills a lane whenever it is free. In one of several all lanes are in
+    step, at the same stage of the same attempt: they begin together, and who is not done at the end
+    of a stage goes to the end of the queue, so that each stage's lanes are full.
+
+    Args:
+      number: of examples.
+      width: of lanes.
+      stages: steps of each.
+    """
+
+    def __init__(self, number: int, width: int, stages: Sequence[int]):
+        self.queue = collections.deque(map(Entry, range(number)))
+        self.stages = stages
+        self.together, self.moved = (0, 0), False
         self.example = np.full(width, -1)
         self.attempt = np.zeros(width, np.int32)
         self.left = np.zeros(width, int)
@@ -34,39 +57,75 @@ class Lanes:
     def remaining(self) -> int:
         return len(self.queue) + int(self.occupied.sum())
 
+    @property
+    def stage(self) -> int:
+        """Where all lanes are; of an attack of one stage always 0."""
+        return self.together[1]
+
     def shortest(self) -> int:
         return int(self.left[self.occupied].min()) if self.busy else 0
 
-    def fill(self, steps: int) -> np.ndarray:
-        """Puts waiting examples into free lanes; returns which lanes are fresh."""
-        fresh = np.zeros(len(self.example), bool)
-        for lane in np.flatnonzero(~self.occupied)[: len(self.queue)]:
-            self.example[lane], self.attempt[lane] = self.queue.popleft()
-            self.left[lane], self.taken[lane], fresh[lane] = steps, 0, True
-        return fresh
+    def fill(self) -> np.ndarray:
+        """Puts waiting examples into free lanes; returns which lanes they are."""
+        filled = np.zeros(len(self.example), bool)
+        for lane in np.flatnonzero(~self.occupied):
+            if not self.queue or not self._may_begin(self.queue[0]):
+                break
+            entry = self.queue.popleft()
+            self.example[lane], self.attempt[lane], self.taken[lane] = (
+                entry.example, entry.attempt, entry.taken
+            )  # fmt: skip
+            self.left[lane], filled[lane] = self.stages[entry.stage], True
+        return filled
+
+    def _may_begin(self, entry: Entry) -> bool:
+        if len(self.stages) == 1:
+            return True
+        if not self.busy:
+            self.together, self.moved = (entry.attempt, entry.stage), False
+        return not self.moved and self.together == (entry.attempt, entry.stage)
 
     def advanced(self, steps: int, taken: np.ndarray) -> None:
         """Counts steps: of the time left, and those before and after a lane was finished."""
+        self.moved = True
         self.left = self.left - steps
         self.taken = self.taken + taken
         self.idle += int(np.sum((steps - taken)[self.occupied]))
 
+    def ended(self, finished: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which lanes are done with their attempt, and which only with this stage."""
+        out_of_time = self.occupied & (self.left <= 0)
+        last = self.stage == len(self.stages) - 1
+        leaving = self.occupied & finished | (out_of_time & last)
+        return leaving, out_of_time & ~leaving
+
     def leave(self, which: np.ndarray, again: np.ndarray | None = None) -> None:
         """Frees lanes; those in `again` go back to the queue for one more attempt."""
         if again is not None:
-            self.queue.extend(zip(self.example[again], self.attempt[again] + 1, strict=True))
+            retry = zip(self.example[again], self.attempt[again] + 1, strict=True)
+            self.queue.extend(Entry(int(example), int(attempt)) for example, attempt in retry)
         self.example = np.where(which, -1, self.example)
         self.idle = 0
+
+    def go_on(self, which: np.ndarray) -> None:
+        """Frees lanes whose examples wait for the next stage."""
+        lanes = (self.example[which], self.attempt[which], self.taken[which])
+        for example, attempt, taken in zip(*lanes, strict=True):
+            self.queue.append(Entry(int(example), int(attempt), self.stage + 1, int(taken)))
+        self.example = np.where(which, -1, self.example)
 
     def should_settle(self, leaving: np.ndarray) -> bool:
         """Not for a single lane at once: finished ones wait until a quarter of the batch is done.
 
-        Or until they have been idle for so long that filling them costs less.
+        Or until they have been idle for so long that filling them costs less. Nothing can be filled
+        in step, so there they wait for the end of the stage.
         """
-        enough = leaving.sum() * 4 >= len(leaving) or leaving.sum() == self.occupied.sum()
-        too_long = bool(self.queue) and self.idle >= IDLE_STEPS * len(leaving)
         out_of_time = (self.left[self.occupied] <= 0).any()
-        return bool(leaving.any()) and bool(enough or too_long or out_of_time)
+        enough = leaving.sum() == self.occupied.sum()
+        if len(self.stages) == 1:
+            enough |= leaving.sum() * 4 >= len(leaving)
+            enough |= bool(self.queue) and self.idle >= IDLE_STEPS * len(leaving)
+        return bool(leaving.any()) and bool(enough or out_of_time)
 
 
 def lanes_of(number: int, width: int, devices: int) -> int:

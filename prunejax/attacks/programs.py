@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from prunejax import norms
 from prunejax.attacks.attack import Attack, Found
 from prunejax.attacks.goal import Goal
+from prunejax.attacks.inputs import KEYS
 from prunejax.canonical import canonical
 from prunejax.classifier import Classifier
 
@@ -20,6 +21,8 @@ ROUNDING = 1e-6
 # A minimum-norm attack ends so near the boundary that the next program's rounding may undo it. What
 # a fresh pass does not confirm goes further, by these shares of its distance in turn.
 BEYOND = (1e-5, 1e-4, 1e-3)
+# In the place of an example's index, for the key of what all of them draw in common.
+NO_INDEX = 2**32 - 1
 
 
 class Checked(NamedTuple):
@@ -62,16 +65,8 @@ def compiled(attack: Attack, mesh: Mesh) -> Programs:
         return jax.tree.map(functools.partial(_select, fresh), started, state), clean
 
     def advance(classifier, state, steps):
-        step, finished = jax.vmap(attack.step, in_axes=(None, 0)), jax.vmap(attack.finished)
-        step = canonical(step)
-
-        def body(_, carry):
-            state, taken = carry
-            return step(classifier, state), taken + ~finished(state)
-
-        taken = jnp.zeros(finished(state).shape, jnp.int32)
-        state, taken = jax.lax.fori_loop(0, steps, body, (state, taken))
-        return state, finished(state), taken
+        state, taken = attack.advance(classifier, state, steps)
+        return state, jax.vmap(attack.finished)(state), taken
 
     def settle(classifier, state, images, labels, eps):
         found = canonical(jax.vmap(attack.result, in_axes=(None, 0)))(classifier, state)
@@ -166,7 +161,9 @@ def _start(attack: Attack) -> Callable[..., Any]:
         def one(image, logits, label, index, attempt, eps):
             own_key = jax.random.fold_in(jax.random.fold_in(key, index), attempt)
             goal = attack.goal(logits, label, attempt)
-            return attack.init(classifier, image, goal, own_key, eps), goal.given(logits)
+            state = attack.init(classifier, image, goal, own_key, eps)
+            common = jax.random.fold_in(jax.random.fold_in(key, NO_INDEX), attempt)
+            return attack.sharing(state, common), goal.given(logits)
 
         images, labels, *others = examples
         return jax.vmap(one)(images, classifier(images), labels, *others)
@@ -178,8 +175,32 @@ def blank(shapes: Any, key: jax.Array, sharding: NamedSharding) -> Any:
     """A state of these shapes with nothing in it, so that the first fill is like any other."""
 
     def fill(leaf):
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        if _is_key(leaf):
             return jax.device_put(jnp.broadcast_to(key, leaf.shape), sharding)
         return jax.device_put(np.zeros(leaf.shape, leaf.dtype), sharding)
 
     return jax.tree.map(fill, shapes)
+
+
+def parked(state: Any, which: np.ndarray) -> list[Any]:
+    """The states of some lanes, each by itself, on the host."""
+    whole = jax.device_get(
+        jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, state)
+    )
+    return [jax.tree.map(lambda leaf, n=n: leaf[n].copy(), whole) for n in np.flatnonzero(which)]
+
+
+def resumed(shapes: Any, which: np.ndarray, states: list[Any], sharding: NamedSharding) -> Any:
+    """The states of all lanes: in some of them what was `parked`, in the others nothing."""
+
+    def fill(shape, *parts):
+        whole = np.zeros((len(which), *parts[0].shape), parts[0].dtype)
+        whole[which] = parts
+        leaf = jax.device_put(whole, sharding)
+        return jax.random.wrap_key_data(leaf, impl=KEYS) if _is_key(shape) else leaf
+
+    return jax.tree.map(fill, shapes, *states)
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)

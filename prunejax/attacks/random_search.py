@@ -34,6 +34,7 @@ class RandomSearchState(NamedTuple):
     Attributes:
       image, goal, eps, key: clean image `[...]`, what is wanted, the budget in the attack's norm,
         and the example's key.
+      common: the key of what all examples of a batch draw in common.
       step: proposals made.
       best: the start, or the proposal accepted last.
       loss: its loss, a scalar as all that follows.
@@ -44,6 +45,7 @@ class RandomSearchState(NamedTuple):
     goal: Goal
     eps: jax.Array
     key: jax.Array
+    common: jax.Array
     step: jax.Array
     best: Point
     loss: jax.Array
@@ -81,21 +83,29 @@ class RandomSearch(Attack):
 
     def init(self, classifier, image, goal, key, eps) -> RandomSearchState:
         start = self.start(jax.random.fold_in(key, 0), image, eps)
-        loss, adversarial = self._query(classifier, goal, start.x)
+        loss, adversarial = self._judge(goal, logits_of(classifier, start.x))
         return RandomSearchState(
-            image, goal, eps, key, jnp.array(0), start, loss, adversarial
+            image, goal, eps, key, key, jnp.array(0), start, loss, adversarial
         )  # fmt: skip
+
+    def sharing(self, state: RandomSearchState, key: jax.Array) -> RandomSearchState:
+        return state._replace(common=key)
 
     def step(self, classifier, state: RandomSearchState) -> RandomSearchState:
         proposal = self.propose(jax.random.fold_in(state.key, state.step + 1), state)
-        loss, reached = self._query(classifier, state.goal, proposal.x)
+        logits = logits_of(classifier, proposal.x)
+        accepted, state = self.judged(state, logits)
+        return state._replace(best=optax.tree.where(accepted, proposal, state.best))
+
+    def judged(
+        self, state: RandomSearchState, logits: jax.Array
+    ) -> tuple[jax.Array, RandomSearchState]:
+        """Whether a proposal with these logits `[C]` is accepted, and the state but for `best`."""
+        loss, reached = self._judge(state.goal, logits)
         accepted = ~state.adversarial & (reached | (loss > state.loss))
-        before = state.best, state.loss
-        best, loss = optax.tree.where(accepted, (proposal, loss), before)
-        return state._replace(
+        return accepted, state._replace(
             step=state.step + 1,
-            best=best,
-            loss=loss,
+            loss=jnp.where(accepted, loss, state.loss),
             adversarial=state.adversarial | reached,
         )
 
@@ -110,17 +120,16 @@ class RandomSearch(Attack):
         nothing = self.nothing_found(state.image)
         return self.nearest(nothing, state.image, state.best.x, state.adversarial)
 
-    def _query(self, classifier, goal: Goal, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logits = logits_of(classifier, x)
+    def _judge(self, goal: Goal, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
         loss = losses.LOSSES[self.loss](logits, goal)
         # Anything is better than NaN: a search that begins there would never leave.
         return jnp.where(jnp.isnan(loss), -jnp.inf, loss), goal.reached(logits)
 
-    def query_of_schedule(self, query: jax.Array) -> jax.Array:
+    def query_of_schedule(self, query: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
         """Which query of a run of 10,000 this one stands for."""
         if not self.rescale_schedule:
             return query
-        return jnp.floor(query * np.float32(SCHEDULE_QUERIES / self.steps) + 1e-3)
+        return (query * np.float32(SCHEDULE_QUERIES / self.steps) + np.float32(1e-3)) // 1
 
 
 def flipped(key: jax.Array, corner: jax.Array) -> jax.Array:

@@ -77,7 +77,8 @@ def run(
     # Arguments that always lie alike: another sharding would be another program.
     classifier, key = jax.device_put((classifier, given.key), NamedSharding(mesh, PartitionSpec()))
     attacked, inputs = as_attacked(attack, classifier, images)
-    lanes = Lanes(number, given.width)
+    stages = attack.stages(inputs.shape[1:])
+    lanes = Lanes(number, given.width, [stage.steps for stage in stages])
     compiled = programs.compiled(attack, mesh)
     attempts = attack.attempts(given.classes)
     chunk = max(CHUNK_STEPS, int(CHUNK_SHARE * attack.steps))
@@ -92,21 +93,32 @@ def run(
         return inputs[of], labels[of], given.indices[of], lanes.attempt, eps[of]
 
     shapes = compiled.start.eval_shape(attacked, examples(), key)[0]
-    state = programs.blank(shapes, key, NamedSharding(mesh, PartitionSpec("data")))
+    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    state, waiting = programs.blank(shapes, key, sharding), {}
     doubts = inspect(attack, classifier, images, labels, eps, width=given.width, mesh=mesh)
     result = AttackResult(images.copy(), success, distance, forwards, backwards, sizes, doubts)
     while lanes.busy or lanes.queue:
         # Until none leaves at once: lanes that begin together end together, and are settled so.
-        while (fresh := lanes.fill(attack.steps)).any():
-            state, clean = compiled.fill(attacked, examples(), key, state, fresh)
-            already = np.asarray(clean) & fresh
+        while (filled := lanes.fill()).any():
+            if lanes.stage:
+                states = [waiting.pop(example) for example in lanes.example[filled]]
+                state = programs.resumed(shapes, filled, states, sharding)
+                continue
+            state, clean = compiled.fill(attacked, examples(), key, state, filled)
+            already = np.asarray(clean) & filled
             of = lanes.example[already]
             success[of], distance[of] = True, 0.0
             lanes.leave(already)
         steps = min(chunk, lanes.shortest())
-        state, finished, taken = compiled.advance(attacked, state, steps)
+        advance = programs.compiled(stages[lanes.stage].attack, mesh).advance
+        state, finished, taken = advance(attacked, state, steps)
         lanes.advanced(steps, np.asarray(taken))
-        leaving = lanes.occupied & (np.asarray(finished) | (lanes.left <= 0))
+        leaving, going_on = lanes.ended(np.asarray(finished))
+        if going_on.any():
+            waiting.update(
+                zip(lanes.example[going_on], programs.parked(state, going_on), strict=True)
+            )
+            lanes.go_on(going_on)
         if lanes.should_settle(leaving):
             of = np.maximum(lanes.example, 0)
             checked = jax.device_get(

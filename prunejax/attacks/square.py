@@ -8,11 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from prunejax import norms
+from prunejax.attacks import window_search
+from prunejax.attacks.attack import Stage
 from prunejax.attacks.random_search import Point, RandomSearch, RandomSearchState, flipped
 
 # p is halved after each of these queries.
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 TILES = 5  # a side, at the start in L2 and L1
+SMALL = 16  # as many windows of a size as an image could hold, where few of its numbers change
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,7 +32,8 @@ class Square(RandomSearch):
 
     and delta is scaled to eps (L2) or projected (L1); the start is a 5 x 5 grid of bumps. The
     window's side is s = sqrt(p H W), with p halved after 10, 50, 200, 500, 1000, 2000, 4000, 6000
-    and 8000 queries. Every image has windows of its own, and they may touch every edge.
+    and 8000 queries. Windows may touch every edge. In Linf they lie at the same places in all
+    images of a run, as in the authors' code; in L2 and L1 every image has places of its own.
 
     Andriushchenko et al. (2020), "Square Attack: a query-efficient black-box adversarial attack via
     random search", algorithms 1 to 3; the L1 variant is Croce & Hein's (2021), "Mind the box:
@@ -62,19 +66,39 @@ class Square(RandomSearch):
         super().__post_init__()
         self._numbers("p_init", within="(0, 1]")
 
+    def sides(self, height: int, width: int) -> np.ndarray:
+        """Heights and widths `[10, 2]` of the windows, in pixels, after 0, 1, ... 9 halvings."""
+        area = self.p_init * height * width * 0.5 ** np.arange(len(HALVINGS) + 1)
+        s, most = np.sqrt(area), (height, width)
+        s = np.round(np.stack([np.maximum(s, area / width), np.maximum(s, area / height)], 1))
+        if self.norm == "linf":
+            return np.clip(s, 1, most).astype(int)
+        return np.minimum(np.maximum(s, 3).astype(int) | 1, most)
+
+    def halvings(self, step: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
+        """How often p is halved before these steps; of their shape."""
+        return (self.query_of_schedule(step)[..., None] > np.array(HALVINGS)).sum(-1)
+
     def window(self, step: jax.Array, height: int, width: int) -> tuple[jax.Array, jax.Array]:
         """Height and width of the windows, in pixels, after so many steps; integer scalars."""
-        halvings = jnp.sum(self.query_of_schedule(step) > jnp.array(HALVINGS))
-        area = self.p_init * height * width * 0.5**halvings
-        s = jnp.sqrt(area)
-        sides = ((jnp.maximum(s, area / width), height), (jnp.maximum(s, area / height), width))
-        if self.norm == "linf":
-            return tuple(jnp.clip(jnp.round(s), 1, most).astype(int) for s, most in sides)
-        odd = [jnp.maximum(jnp.round(s), 3).astype(int) | 1 for s, _ in sides]
-        return tuple(jnp.minimum(s, most) for s, (_, most) in zip(odd, sides, strict=True))
+        return tuple(jnp.array(self.sides(height, width))[self.halvings(jnp.asarray(step))])
+
+    def stages(self, image_shape) -> tuple[Stage, ...]:
+        """In Linf windows of a small size are a program of their own, with less to compute."""
+        height, width, _ = _grid(image_shape)
+        number, steps = np.unique(self.halvings(np.arange(self.steps)), return_counts=True)
+        sides = self.sides(height, width)[number]
+        small = np.prod(sides, axis=1) * SMALL <= height * width
+        if self.norm != "linf" or len(image_shape) < 3 or not small.any():
+            return super().stages(image_shape)
+        programs = [
+            SmallWindows(**vars(self), size=tuple(map(int, size))) if is_small else self
+            for size, is_small in zip(sides, small, strict=True)
+        ]
+        return tuple(map(Stage, programs, map(int, steps)))
 
     def start(self, key, image, eps) -> Point:
-        height, width, channels = _grid(image)
+        height, width, channels = _grid(image.shape)
         if self.norm == "linf":
             stripes = jax.random.rademacher(key, (1, width, channels), jnp.float32)
             delta = jnp.broadcast_to(eps * stripes, (height, width, channels))
@@ -98,29 +122,46 @@ class Square(RandomSearch):
         return self._recolour(key, state) if self.norm == "linf" else self._move_mass(key, state)
 
     def _recolour(self, key, state) -> Point:
-        height, width, channels = _grid(state.image)
-        key_corner, key_sign, key_other = jax.random.split(key, 3)
-        size = self.window(state.step, height, width)
-        inside = _inside(*_place(key_corner, size, (height, width)), size)
+        shape = _grid(state.image.shape)
+        size = self.window(state.step, *shape[:2])
+        corner = self.corner(state.common, state.step, size, shape[:2])
+        inside = _inside(*_offsets(corner, shape[:2]), size)[..., None]
+        x = self.repaint(
+            key, state.image.reshape(shape), state.best.x.reshape(shape), state.eps, inside
+        )
+        return Point(x.reshape(state.image.shape))
+
+    def corner(self, common: jax.Array, step: jax.Array, size, shape) -> jax.Array:
+        """`[2]` row and column of the window in an image `[H, W]` = `shape`, in Linf."""
+        return _corner(jax.random.fold_in(common, step), size, shape)
+
+    def repaint(self, key, image, best, eps, inside=True) -> jax.Array:
+        """The best image `[h, w, C]`, or a window of it, moved to an edge of the ball in Linf.
+
+        Args:
+          key: of the signs.
+          image, best: `[h, w, C]` the clean pixels and the best ones.
+          eps: the budget.
+          inside: what is moved, booleans that broadcast to the image.
+        """
+        key_sign, key_other = jax.random.split(key)
 
         def candidate(up):
-            edge = jnp.clip(state.image + state.eps * jnp.where(up, 1.0, -1.0), 0, 1)
-            window = jnp.broadcast_to(inside[..., None], (height, width, channels))
-            return jnp.where(window.reshape(edge.shape), edge, state.best.x)
+            edge = jnp.clip(image + eps * jnp.where(up, 1.0, -1.0), 0, 1)
+            return jnp.where(inside, edge, best)
 
-        up = jax.random.bernoulli(key_sign, shape=(channels,))
-        up = up if state.image.ndim == 3 else up[0]
-        same = jnp.all(candidate(up) == state.best.x)
-        other = flipped(key_other, jnp.atleast_1d(up)).reshape(up.shape)
-        return Point(candidate(jnp.where(same, other, up)))
+        up = jax.random.bernoulli(key_sign, shape=image.shape[2:])
+        same = jnp.all(candidate(up) == best)
+        return candidate(jnp.where(same, flipped(key_other, up), up))
 
     def _move_mass(self, key, state) -> Point:
-        height, width, channels = _grid(state.image)
+        height, width, channels = _grid(state.image.shape)
         key_first, key_second, key_sign, key_turn = jax.random.split(key, 4)
         size = self.window(state.step, height, width)
-        rows, columns = _place(key_first, size, (height, width))
+        rows, columns = _offsets(_corner(key_first, size, (height, width)), (height, width))
         first = _inside(rows, columns, size).ravel()
-        second = _inside(*_place(key_second, size, (height, width)), size).ravel()
+        other = _offsets(_corner(key_second, size, (height, width)), (height, width))
+        second = _inside(*other, size).ravel()
 
         delta = _planes(state.best.x - state.image)
         left = jnp.maximum(state.eps**self._power - jnp.sum(self._mass(delta)), 0) / channels
@@ -182,6 +223,16 @@ class Square(RandomSearch):
         return norms.get(self.norm).moved(image, delta, eps)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SmallWindows(Square):
+    """Square in Linf while its windows have one size, `size` pixels high and wide."""
+
+    size: tuple[int, int]
+
+    def advance(self, classifier, states, steps):
+        return window_search.advance(self, classifier, states, steps, self.size)
+
+
 class _Tiles(NamedTuple):
     """A side of the image cut into tiles: which tile, and where in it; -1 outside of all."""
 
@@ -198,25 +249,28 @@ def _tiles(length: int) -> _Tiles:
     return _Tiles(index, np.where(outside, -1, position % side), side)
 
 
-def _grid(image: jax.Array) -> tuple[int, int, int]:
+def _grid(image_shape: tuple[int, ...]) -> tuple[int, int, int]:
     """Height, width and channels."""
-    if image.ndim > 3:
+    if len(image_shape) > 3:
         raise ValueError(
-            f"images has shape [N, {', '.join(map(str, image.shape))}]; Square needs "
+            f"images has shape [N, {', '.join(map(str, image_shape))}]; Square needs "
             "[N, H, W, C], [N, H, W] or [N, d]."
         )
-    return (*image.shape, 1, 1)[:3]
+    return (*image_shape, 1, 1)[:3]
 
 
 def _planes(image: jax.Array) -> jax.Array:
     """The channels one after the other, `[C, HW]`."""
-    return image.reshape(-1, _grid(image)[2]).T
+    return image.reshape(-1, _grid(image.shape)[2]).T
 
 
-def _place(key: jax.Array, size, shape: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
-    """Offsets of all rows `[H]` and columns `[W]` from the corner of a window put at random."""
-    most = jnp.array(shape) - jnp.stack(size)
-    corner = jax.random.randint(key, (2,), 0, most + 1)
+def _corner(key: jax.Array, size, shape: tuple[int, int]) -> jax.Array:
+    """`[2]` where a window put at random begins."""
+    return jax.random.randint(key, (2,), 0, jnp.array(shape) - jnp.stack(size) + 1)
+
+
+def _offsets(corner: jax.Array, shape: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
+    """Of all rows `[H]` and columns `[W]` from the corner of a window."""
     return tuple(jnp.arange(length) - corner[axis] for axis, length in enumerate(shape))
 
 

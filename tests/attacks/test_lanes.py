@@ -11,15 +11,15 @@ def steps_of_all_lanes(needed: list[int], width: int, steps: int, chunk: int) ->
 
     And how often lanes are looked at.
     """
-    lanes, total, looks = Lanes(len(needed), width), 0, 0
+    lanes, total, looks = Lanes(len(needed), width, [steps]), 0, 0
     done = []
     while lanes.busy or lanes.queue:
-        lanes.fill(steps)
+        lanes.fill()
         made = min(chunk, lanes.shortest())
         end = np.array(needed)[np.maximum(lanes.example, 0)]
         lanes.advanced(made, np.clip(end - lanes.taken, 0, made))
         total += made
-        leaving = lanes.occupied & ((lanes.taken >= end) | (lanes.left <= 0))
+        leaving, _ = lanes.ended(lanes.taken >= end)
         if lanes.should_settle(leaving):
             looks += 1
             done += lanes.example[leaving].tolist()
@@ -52,3 +52,62 @@ def test_little_is_idle_in_a_long_attack(seed):
     needed = np.where(rng.random(793) < 1 / 8, rng.integers(1, 500, 793), 5000).tolist()
     total, _ = steps_of_all_lanes(needed, width=64, steps=5000, chunk=100)
     assert total <= 1.1 * sum(needed) / 64
+
+
+def steps_in_step(needed: list[int], width: int, stages: list[int]) -> list[tuple[int, int, int]]:
+    """Drives lanes of an attack of several stages: stage, lanes filled and steps of each group."""
+    lanes, taken, groups, done = Lanes(len(needed), width, stages), {}, [], set()
+    while lanes.busy or lanes.queue:
+        filled = lanes.fill()
+        if filled.any():
+            assert np.array_equal(filled, lanes.occupied)  # none joins a group on its way
+            groups.append((lanes.stage, int(filled.sum()), 0))
+            for example, before in zip(lanes.example[filled], lanes.taken[filled], strict=True):
+                assert taken.get(example, 0) == before == sum(stages[: lanes.stage])
+        made = min(7, lanes.shortest())
+        end = np.array(needed)[np.maximum(lanes.example, 0)]
+        lanes.advanced(made, np.clip(end - lanes.taken, 0, made))
+        groups[-1] = (*groups[-1][:2], groups[-1][2] + made)
+        leaving, going_on = lanes.ended(lanes.taken >= end)
+        assert not np.any(leaving & going_on)
+        taken.update(zip(lanes.example[going_on], lanes.taken[going_on], strict=True))
+        lanes.go_on(going_on)
+        if lanes.should_settle(leaving):
+            for example, count in zip(lanes.example[leaving], lanes.taken[leaving], strict=True):
+                assert example not in done
+                assert count == min(needed[example], sum(stages))
+                done.add(example)
+            lanes.leave(leaving)
+    assert len(done) == len(needed)
+    return groups
+
+
+def test_in_step_all_go_through_a_stage_before_any_goes_on():
+    """Of ten examples, in lanes for four, six are left after the first stage and three at last."""
+    needed = [5, 99, 99, 5, 99, 25, 25, 5, 25, 5]
+    groups = steps_in_step(needed, width=4, stages=[10, 20, 30])
+    assert groups == [
+        (0, 4, 10), (0, 4, 10), (0, 2, 10),
+        (1, 4, 20), (1, 2, 20),
+        (2, 3, 30),
+    ]  # fmt: skip
+
+
+def test_a_group_in_step_that_is_done_makes_room_at_once():
+    assert steps_in_step([3] * 5, width=4, stages=[70, 100]) == [(0, 4, 7), (0, 1, 7)]
+
+
+def test_in_step_further_attempts_begin_together():
+    lanes = Lanes(3, 2, [10, 10])
+    lanes.fill()
+    lanes.advanced(10, np.array([10, 4]))
+    leaving, going_on = lanes.ended(np.array([False, True]))
+    lanes.go_on(going_on)
+    lanes.leave(leaving, again=leaving)
+    waiting = [(entry.example, entry.attempt, entry.stage) for entry in lanes.queue]
+    assert waiting == [(2, 0, 0), (0, 0, 1), (1, 1, 0)]
+    for at in waiting:
+        assert lanes.fill().sum() == 1
+        assert (lanes.example[0], lanes.attempt[0], lanes.stage) == at
+        lanes.advanced(1, np.array([1, 0]))
+        lanes.leave(lanes.occupied)

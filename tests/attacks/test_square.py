@@ -6,10 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 
 from prunejax import attacks
+from prunejax.attacks import programs, square
 from prunejax.attacks.goal import Goal
 from prunejax.attacks.random_search import Point, flipped
+from prunejax.classifier import Classifier
 from tests.attacks.random_walks import assert_search_is_sound, walk
 from tests.attacks.test_closed_form import check_budgets
 from tests.linear_models import minimum_distances, random_linear
@@ -131,7 +134,7 @@ def test_linf_changes_one_window_to_an_edge_of_the_ball(linear_classifier):
             assert np.all(ups.all(axis=0) | downs.all(axis=0))
 
 
-def test_windows_are_put_everywhere_and_differ_between_examples(linear_classifier):
+def test_windows_are_put_everywhere_and_differ_between_keys(linear_classifier):
     problem = random_linear(2, (6, 5, 1), examples=8)
     attack = attacks.Square(p_init=0.03)  # single pixels
     seen = walk(attack, problem, linear_classifier(problem), 1e-3, 60)
@@ -180,7 +183,7 @@ def test_mass_moves_as_published(norm, monkeypatch):
     def propose(key):
         zero = jnp.array(0)
         state = attacks.RandomSearchState(
-            image, Goal(zero), jnp.float32(eps), key, zero, Point(best), jnp.array(0.0), False
+            image, Goal(zero), jnp.float32(eps), key, key, zero, Point(best), jnp.array(0.0), False
         )
         attack.propose(key, state)
         return kept
@@ -244,3 +247,93 @@ def test_succeeds_near_the_optimum(norm, shape, targeted, factor, linear_classif
 def test_images_of_too_many_axes():
     with pytest.raises(ValueError, match="images has shape"):
         attacks.Square().start(KEY, np.zeros((2, 2, 2, 2), "f4"), 0.1)
+
+
+@pytest.mark.parametrize(
+    ("attack", "shape", "small"),
+    [
+        (attacks.Square(), (28, 28, 1), 4),
+        (attacks.Square(p_init=0.05), (30, 40, 3), 8),
+        (attacks.Square(steps=300, rescale_schedule=True), (12, 12, 3), 6),
+        (attacks.Square(steps=150), (28, 28, 1), 0),  # ends before windows are small
+        (attacks.Square(norm="l2"), (28, 28, 1), 0),  # every query changes the whole image
+        (attacks.Square(), (784,), 0),
+    ],
+)
+def test_stages_follow_the_schedule(attack, shape, small):
+    stages = attack.stages(shape)
+    assert sum(stage.steps for stage in stages) == attack.steps
+    assert sum(isinstance(stage.attack, square.SmallWindows) for stage in stages) == small
+    begin = 0
+    for part, steps in stages:
+        if small:
+            ends = np.array([begin, begin + steps - 1])
+            window = np.stack(jax.vmap(lambda q: attack.window(q, *shape[:2]))(ends)).T
+            assert np.array_equal(window[0], window[1])
+            if isinstance(part, square.SmallWindows):
+                assert part.size == tuple(window[0])
+                assert 16 * np.prod(part.size) <= np.prod(shape[:2])
+        begin += steps
+
+
+@pytest.fixture(scope="module")
+def integer_network():
+    """A convolutional network and images in which float32 rounds nothing, and correct labels."""
+    rng = np.random.default_rng(0)
+    variables = {
+        "first": rng.integers(-2, 3, (3, 3, 2, 4)),
+        "second": rng.integers(-2, 3, (3, 3, 4, 4)),
+        "dense": rng.integers(-2, 3, (6 * 5 * 4, 4)),
+    }
+    variables = jax.tree.map(lambda w: w.astype(np.float32), variables)
+
+    def apply(variables, x):
+        for name, stride in (("first", 1), ("second", 2)):
+            numbers = ("NHWC", "HWIO", "NHWC")
+            x = jax.lax.conv_general_dilated(
+                x, variables[name], (stride, stride), "SAME", dimension_numbers=numbers
+            )
+            x = jax.nn.relu(x)
+        return x.reshape(len(x), -1) @ variables["dense"]
+
+    classifier = Classifier(variables, apply)
+    images = (rng.integers(0, 65, (21, 12, 10, 2)) / 64).astype("f4")
+    return classifier, images, np.asarray(classifier(images).argmax(axis=1))
+
+
+@pytest.mark.parametrize("restarts", [1, 2])
+def test_stages_of_small_windows_change_nothing(restarts, integer_network, monkeypatch):
+    """Bit for bit, in full groups and in others, on several devices and on one."""
+    classifier, images, labels = integer_network
+    attack = attacks.Square(steps=300, rescale_schedule=True, restarts=restarts)
+    assert len(attack.stages(images.shape[1:])) > 1
+    eps = np.linspace(1, 12, len(images)).round() / 64
+
+    def run(**options):
+        return attacks.run(attack, classifier, images, labels, key=KEY, eps=eps, **options)
+
+    found = [run(), run(batch_size=8), run(batch_size=3, devices=jax.devices()[:1])]
+    monkeypatch.setattr(square, "SMALL", 10**9)
+    assert len(attack.stages(images.shape[1:])) == 1
+    wanted = run()
+    assert 0.3 < wanted.success.mean() < 0.9
+    assert np.ptp(wanted.forwards[wanted.success]) > 50  # some only among the small windows
+    for result in found:
+        np.testing.assert_equal(result._asdict(), wanted._asdict())
+
+
+def test_in_a_run_windows_lie_at_the_same_places_in_all_images(integer_network):
+    classifier, images, labels = integer_network
+    attack = attacks.Square(p_init=0.01)  # single pixels
+    programs_ = programs.compiled(attack, Mesh(jax.devices()[:1], ("data",)))
+    places = []
+    for attempt in (0, 1):
+        examples = images, labels, np.arange(21), np.full(21, attempt), np.full(21, 1 / 64, "f4")
+        state, _ = jax.jit(programs_.start)(classifier, examples, KEY)
+        proposal = jax.vmap(attack.propose)(
+            jax.vmap(jax.random.fold_in, (0, None))(state.key, 1), state
+        )
+        changed = np.any(np.asarray(proposal.x != state.best.x), axis=3)
+        assert np.array_equal(changed, np.broadcast_to(changed[:1], changed.shape))
+        places.append(changed[0])
+    assert not np.array_equal(*places)
