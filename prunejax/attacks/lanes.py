@@ -43,7 +43,8 @@ class Lanes:
         self.attempt = np.zeros(width, np.int32)
         self.left = np.zeros(width, int)
         self.taken = np.zeros(width, int)
-        self.idle = 0
+        self.at_rest = np.zeros(width, bool)
+        self.idle, self.quiet = 0, 0
 
     @property
     def occupied(self) -> np.ndarray:
@@ -62,8 +63,16 @@ class Lanes:
         """Where all lanes are; of an attack of one stage always 0."""
         return self.together[1]
 
-    def shortest(self) -> int:
-        return int(self.left[self.occupied].min()) if self.busy else 0
+    def until_next_look(self, least: int) -> int:
+        """How many steps to make: `least`, or as many as have been made since any lane was done.
+
+        Then looks are few where no lane is ever done early, and a lane that is done waits no longer
+        than it has run. In step it is always the same number, whatever the others do.
+        """
+        if not self.busy:
+            return 0
+        steps = max(least, self.quiet) if len(self.stages) == 1 else least
+        return int(min(steps, self.left[self.occupied].min()))
 
     def fill(self) -> np.ndarray:
         """Puts waiting examples into free lanes; returns which lanes they are."""
@@ -76,6 +85,8 @@ class Lanes:
                 entry.example, entry.attempt, entry.taken
             )  # fmt: skip
             self.left[lane], filled[lane] = self.stages[entry.stage], True
+        if filled.any():
+            self.at_rest, self.quiet = self.at_rest & ~filled, 0
         return filled
 
     def _may_begin(self, entry: Entry) -> bool:
@@ -91,6 +102,9 @@ class Lanes:
         self.left = self.left - steps
         self.taken = self.taken + taken
         self.idle += int(np.sum((steps - taken)[self.occupied]))
+        at_rest = self.occupied & (taken < steps)
+        self.quiet = 0 if np.any(at_rest & ~self.at_rest) else self.quiet + steps
+        self.at_rest = at_rest
 
     def ended(self, finished: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Which lanes are done with their attempt, and which only with this stage."""

@@ -22,7 +22,7 @@ from prunejax.attacks.inspection import inspect
 from prunejax.attacks.lanes import Lanes
 from prunejax.classifier import Classifier
 
-# Between two looks at which examples are finished: this many steps, or this share of all.
+# Between two looks at which examples are finished: at least so many steps, and this share of all.
 CHUNK_STEPS, CHUNK_SHARE = 10, 0.02
 
 
@@ -109,11 +109,12 @@ def run(
             of = lanes.example[already]
             success[of], distance[of] = True, 0.0
             lanes.leave(already)
-        steps = min(chunk, lanes.shortest())
+        steps = lanes.until_next_look(chunk)
         advance = programs.compiled(stages[lanes.stage].attack, mesh).advance
-        state, finished, taken = advance(attacked, state, steps)
-        lanes.advanced(steps, np.asarray(taken))
-        leaving, going_on = lanes.ended(np.asarray(finished))
+        state, *told = advance(attacked, state, steps)
+        finished, taken = jax.device_get(told)
+        lanes.advanced(steps, taken)
+        leaving, going_on = lanes.ended(finished)
         if going_on.any():
             waiting.update(
                 zip(lanes.example[going_on], programs.parked(state, going_on), strict=True)

@@ -15,7 +15,7 @@ from prunejax.attacks.random_search import Point, RandomSearch, RandomSearchStat
 # p is halved after each of these queries.
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 TILES = 5  # a side, at the start in L2 and L1
-SMALL = 16  # as many windows of a size as an image could hold, where few of its numbers change
+SMALL = 9  # as many windows of a size as an image could hold, where few of its numbers change
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,6 +41,10 @@ class Square(RandomSearch):
     that would change nothing in Linf are drawn anew. A vector `[d]` is an image of d x 1 pixels.
     Where a square of p H W pixels does not fit, the window is a rectangle as wide as the shorter
     side.
+
+    On CPUs what a small window in Linf does not reach is not computed again (`incremental`), from
+    activations that are kept for all images under attack: where memory is short, a smaller
+    `batch_size` needs less.
 
     On linear networks two restarts of 1,000 queries succeed at 1.25 times the least budget that is
     enough; on images in L2 at 1.5 times it where weights are independent from pixel to pixel, for
@@ -84,12 +88,16 @@ class Square(RandomSearch):
         return tuple(jnp.array(self.sides(height, width))[self.halvings(jnp.asarray(step))])
 
     def stages(self, image_shape) -> tuple[Stage, ...]:
-        """In Linf windows of a small size are a program of their own, with less to compute."""
+        """In Linf windows of a small size are a program of their own, with less to compute.
+
+        On CPUs: elsewhere many small operations may take longer than few large ones.
+        """
         height, width, _ = _grid(image_shape)
         number, steps = np.unique(self.halvings(np.arange(self.steps)), return_counts=True)
         sides = self.sides(height, width)[number]
         small = np.prod(sides, axis=1) * SMALL <= height * width
-        if self.norm != "linf" or len(image_shape) < 3 or not small.any():
+        planar = self.norm == "linf" and len(image_shape) == 3
+        if not planar or not small.any() or jax.default_backend() != "cpu":
             return super().stages(image_shape)
         programs = [
             SmallWindows(**vars(self), size=tuple(map(int, size))) if is_small else self

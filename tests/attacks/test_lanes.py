@@ -15,7 +15,7 @@ def steps_of_all_lanes(needed: list[int], width: int, steps: int, chunk: int) ->
     done = []
     while lanes.busy or lanes.queue:
         lanes.fill()
-        made = min(chunk, lanes.shortest())
+        made = lanes.until_next_look(chunk)
         end = np.array(needed)[np.maximum(lanes.example, 0)]
         lanes.advanced(made, np.clip(end - lanes.taken, 0, made))
         total += made
@@ -64,7 +64,7 @@ def steps_in_step(needed: list[int], width: int, stages: list[int]) -> list[tupl
             groups.append((lanes.stage, int(filled.sum()), 0))
             for example, before in zip(lanes.example[filled], lanes.taken[filled], strict=True):
                 assert taken.get(example, 0) == before == sum(stages[: lanes.stage])
-        made = min(7, lanes.shortest())
+        made = lanes.until_next_look(7)
         end = np.array(needed)[np.maximum(lanes.example, 0)]
         lanes.advanced(made, np.clip(end - lanes.taken, 0, made))
         groups[-1] = (*groups[-1][:2], groups[-1][2] + made)

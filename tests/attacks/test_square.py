@@ -272,7 +272,7 @@ def test_stages_follow_the_schedule(attack, shape, small):
             assert np.array_equal(window[0], window[1])
             if isinstance(part, square.SmallWindows):
                 assert part.size == tuple(window[0])
-                assert 16 * np.prod(part.size) <= np.prod(shape[:2])
+                assert 9 * np.prod(part.size) <= np.prod(shape[:2])
         begin += steps
 
 
