@@ -252,9 +252,9 @@ def test_images_of_too_many_axes():
 @pytest.mark.parametrize(
     ("attack", "shape", "small"),
     [
-        (attacks.Square(), (28, 28, 1), 4),
+        (attacks.Square(), (28, 28, 1), 5),
         (attacks.Square(p_init=0.05), (30, 40, 3), 8),
-        (attacks.Square(steps=300, rescale_schedule=True), (12, 12, 3), 6),
+        (attacks.Square(steps=300, rescale_schedule=True), (12, 12, 3), 7),
         (attacks.Square(steps=150), (28, 28, 1), 0),  # ends before windows are small
         (attacks.Square(norm="l2"), (28, 28, 1), 0),  # every query changes the whole image
         (attacks.Square(), (784,), 0),
