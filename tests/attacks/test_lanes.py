@@ -54,6 +54,26 @@ def test_little_is_idle_in_a_long_attack(seed):
     assert total <= 1.1 * sum(needed) / 64
 
 
+@pytest.mark.parametrize(
+    ("done_after", "looks"), [(None, [10, 10, 20, 40, 20]), (25, [10, 10, 20, 10, 10, 20, 20])]
+)
+def test_looks_are_rare_while_no_lane_is_done(done_after, looks):
+    """They double; once a lane is found at rest they are near each other again."""
+    lanes, made = Lanes(2, 2, [100]), 0
+    lanes.fill()
+    for steps in looks:
+        assert lanes.until_next_look(10) == steps
+        taken = steps if done_after is None else np.clip(done_after - made, 0, steps)
+        lanes.advanced(steps, np.array([steps, taken]))
+        made += steps
+    assert lanes.until_next_look(10) == 0
+    in_step = Lanes(2, 2, [100, 50])
+    in_step.fill()
+    for _ in range(10):
+        assert in_step.until_next_look(10) == 10
+        in_step.advanced(10, np.array([10, 10]))
+
+
 def steps_in_step(needed: list[int], width: int, stages: list[int]) -> list[tuple[int, int, int]]:
     """Drives lanes of an attack of several stages: stage, lanes filled and steps of each group."""
     lanes, taken, groups, done = Lanes(len(needed), width, stages), {}, [], set()
