@@ -128,14 +128,9 @@ def run(
             diverged += int(np.sum(checked.diverged & leaving))
             outside += int(np.sum(checked.outside & leaving))
             unconfirmed += int(np.sum(checked.unconfirmed & leaving))
-            better = leaving & (checked.found.distance < distance[of])
-            for whole, part in zip(result[:3], checked.found, strict=True):
-                whole[of[better]] = part[better]
-            for name, size in checked.sizes.items():
-                sizes[name][of[better]] = size[better]
-            for count, passes in zip(
-                (forwards, backwards), _passes(attack, given.classes), strict=True
-            ):
+            _take_over(result, checked, of, leaving)
+            costs = _passes(attack, given.classes)
+            for count, passes in zip((forwards, backwards), costs, strict=True):
                 np.add.at(count, of[leaving], passes(lanes.taken[leaving]))
             again = leaving & (lanes.attempt + 1 < attempts)
             lanes.leave(leaving, again if attack.minimum_norm else again & ~success[of])
@@ -149,6 +144,17 @@ def run(
             unconfirmed=unconfirmed,
         )
     )
+
+
+def _take_over(
+    result: AttackResult, checked: programs.Checked, of: np.ndarray, leaving: np.ndarray
+) -> None:
+    """Writes what lanes that leave have found over what is farther; `of` are their examples."""
+    better = leaving & (checked.found.distance < result.distance[of])
+    for whole, part in zip(result[:3], checked.found, strict=True):
+        whole[of[better]] = part[better]
+    for name, size in checked.sizes.items():
+        result.sizes[name][of[better]] = size[better]
 
 
 def _passes(attack: Attack, classes: int) -> list[Callable[[np.ndarray], np.ndarray]]:
