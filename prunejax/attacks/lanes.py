@@ -47,6 +47,11 @@ class Lanes:
         self.idle, self.quiet = 0, 0
 
     @property
+    def in_step(self) -> bool:
+        """Whether all lanes begin together."""
+        return len(self.stages) > 1
+
+    @property
     def occupied(self) -> np.ndarray:
         return self.example >= 0
 
@@ -66,13 +71,12 @@ class Lanes:
     def until_next_look(self, least: int) -> int:
         """How many steps to make: `least`, or as many as have been made since any lane was done.
 
-        Then looks are few where no lane is ever done early, and a lane that is done waits no longer
-        than it has run. In step it is always the same number, whatever the others do.
+        Of all examples: where none is ever done early, one look is enough for each. In step it is
+        as many as have been made of the stage, whatever the others do.
         """
         if not self.busy:
             return 0
-        steps = max(least, self.quiet) if len(self.stages) == 1 else least
-        return int(min(steps, self.left[self.occupied].min()))
+        return int(min(max(least, self.quiet), self.left[self.occupied].min()))
 
     def fill(self) -> np.ndarray:
         """Puts waiting examples into free lanes; returns which lanes they are."""
@@ -86,11 +90,12 @@ class Lanes:
             )  # fmt: skip
             self.left[lane], filled[lane] = self.stages[entry.stage], True
         if filled.any():
-            self.at_rest, self.quiet = self.at_rest & ~filled, 0
+            self.at_rest = self.at_rest & ~filled
+            self.quiet = 0 if self.in_step else self.quiet
         return filled
 
     def _may_begin(self, entry: Entry) -> bool:
-        if len(self.stages) == 1:
+        if not self.in_step:
             return True
         if not self.busy:
             self.together, self.moved = (entry.attempt, entry.stage), False
@@ -103,7 +108,8 @@ class Lanes:
         self.taken = self.taken + taken
         self.idle += int(np.sum((steps - taken)[self.occupied]))
         at_rest = self.occupied & (taken < steps)
-        self.quiet = 0 if np.any(at_rest & ~self.at_rest) else self.quiet + steps
+        any_done = np.any(at_rest & ~self.at_rest) and not self.in_step
+        self.quiet = 0 if any_done else self.quiet + steps
         self.at_rest = at_rest
 
     def ended(self, finished: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -136,7 +142,7 @@ class Lanes:
         """
         out_of_time = (self.left[self.occupied] <= 0).any()
         enough = leaving.sum() == self.occupied.sum()
-        if len(self.stages) == 1:
+        if not self.in_step:
             enough |= leaving.sum() * 4 >= len(leaving)
             enough |= bool(self.queue) and self.idle >= IDLE_STEPS * len(leaving)
         return bool(leaving.any()) and bool(enough or out_of_time)

@@ -1,6 +1,7 @@
 """Square: a black-box attack by random search over squares."""
 
 import dataclasses
+import itertools
 from typing import ClassVar, NamedTuple
 
 import jax
@@ -103,7 +104,8 @@ class Square(RandomSearch):
             SmallWindows(**vars(self), size=tuple(map(int, size))) if is_small else self
             for size, is_small in zip(sides, small, strict=True)
         ]
-        return tuple(map(Stage, programs, map(int, steps)))
+        alike = itertools.groupby(zip(programs, steps, strict=True), key=lambda pair: pair[0])
+        return tuple(Stage(program, int(sum(n for _, n in run))) for program, run in alike)
 
     def start(self, key, image, eps) -> Point:
         height, width, channels = _grid(image.shape)

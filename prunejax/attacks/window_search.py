@@ -11,6 +11,9 @@ from prunejax.canonical import canonical
 from prunejax.classifier import Classifier
 from prunejax.incremental import windowed
 
+# So many queries follow one whole pass. More of them would add up more rounding errors.
+REFRESH = 250
+
 
 class WindowSearch(Protocol):
     """A random search whose proposal changes one window, at a place common to all examples."""
@@ -34,22 +37,22 @@ def advance(
 ) -> tuple[RandomSearchState, jax.Array]:
     """So many steps of a batch of images `[H, W, C]`, all at the same step; see `Attack.advance`.
 
-    It begins with a whole pass, of which it keeps the activations. Logits are those of whole passes
-    but for rounding errors, which add up over the steps.
+    Now and then it makes a whole pass, of which it keeps the activations. Logits are those of whole
+    passes but for rounding errors, which add up from one to the next.
 
     Args:
       attack: proposes and judges.
       classifier, states, steps: as in `Attack.advance`.
       size: height and width of all the windows.
     """
-    start = states.best.x
-    changes = windowed(classifier, start, size)
-    look = canonical(changes.look)
+    image_shape = states.image.shape[1:3]
+    changes = windowed(classifier, states.image, size)
+    start, look = canonical(changes.start), canonical(changes.look)
     common, first = states.common[0], states.step[0]
 
-    def body(number, carry):
+    def query(number, carry):
         states, kept, taken = carry
-        corner = attack.corner(common, first + number, size, start.shape[1:3])
+        corner = attack.corner(common, first + number, size, image_shape)
         clean, before = (_window(images, corner, size) for images in (states.image, states.best.x))
         taken = taken + ~states.adversarial
         keys = jax.vmap(jax.random.fold_in)(states.key, states.step + 1)
@@ -61,10 +64,16 @@ def advance(
         x = lax.dynamic_update_slice(states.best.x, window, (0, *corner, 0))
         return states._replace(best=Point(x)), kept, taken
 
-    kept = canonical(changes.start)(start)
-    taken = jnp.zeros(len(start), jnp.int32)
-    states, _, taken = lax.fori_loop(0, steps, body, (states, kept, taken))
-    return states, taken
+    def refreshed(number, carry):
+        states, taken = carry
+        begin = number * REFRESH
+        carry = states, start(states.best.x), taken
+        end = jnp.minimum(begin + REFRESH, steps)
+        states, _, taken = lax.fori_loop(begin, end, query, carry)
+        return states, taken
+
+    taken = jnp.zeros(len(states.image), jnp.int32)
+    return lax.fori_loop(0, -(-steps // REFRESH), refreshed, (states, taken))
 
 
 def _window(images: jax.Array, corner: jax.Array, size: tuple[int, int]) -> jax.Array:

@@ -55,11 +55,12 @@ def test_little_is_idle_in_a_long_attack(seed):
 
 
 @pytest.mark.parametrize(
-    ("done_after", "looks"), [(None, [10, 10, 20, 40, 20]), (25, [10, 10, 20, 10, 10, 20, 20])]
+    ("done_after", "looks", "then"),
+    [(None, [10, 10, 20, 40, 20], 100), (25, [10, 10, 20, 10, 10, 20, 20], 60)],
 )
-def test_looks_are_rare_while_no_lane_is_done(done_after, looks):
-    """They double; once a lane is found at rest they are near each other again."""
-    lanes, made = Lanes(2, 2, [100]), 0
+def test_looks_are_rare_while_no_lane_is_done(done_after, looks, then):
+    """They double, also from group to group; once a lane is done they are near each other again."""
+    lanes, made = Lanes(4, 2, [100]), 0
     lanes.fill()
     for steps in looks:
         assert lanes.until_next_look(10) == steps
@@ -67,11 +68,22 @@ def test_looks_are_rare_while_no_lane_is_done(done_after, looks):
         lanes.advanced(steps, np.array([steps, taken]))
         made += steps
     assert lanes.until_next_look(10) == 0
-    in_step = Lanes(2, 2, [100, 50])
-    in_step.fill()
-    for _ in range(10):
-        assert in_step.until_next_look(10) == 10
-        in_step.advanced(10, np.array([10, 10]))
+    lanes.leave(lanes.occupied)
+    lanes.fill()
+    assert lanes.until_next_look(10) == then
+
+
+def test_in_step_looks_do_not_depend_on_what_is_done():
+    """What a lane's result is rounded to must not depend on the others."""
+    lanes, looks = Lanes(2, 2, [100, 50]), []
+    lanes.fill()
+    while steps := lanes.until_next_look(10):
+        looks.append(steps)
+        lanes.advanced(steps, np.array([steps, steps // 2]))
+    assert looks == [10, 10, 20, 40, 20]
+    lanes.go_on(lanes.occupied)
+    lanes.fill()
+    assert lanes.until_next_look(10) == 10
 
 
 def steps_in_step(needed: list[int], width: int, stages: list[int]) -> list[tuple[int, int, int]]:
