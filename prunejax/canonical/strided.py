@@ -55,7 +55,7 @@ def convolve(lhs, rhs, *, lhs_dilation, padding, precision, preferred_element_ty
 
     between = [jnp.stack([congruent(row, column) for column in range(r)], 3) for row in range(s)]
     out = jnp.stack(between, 2).reshape(len(lhs), high * s, wide * r, rhs.shape[3])
-    out = stored(out[:, : outputs[0], : outputs[1]], rhs.astype(jnp.float32))
+    out = stored(out[:, : outputs[0], : outputs[1]], rhs)
     return out.astype(lhs.dtype if preferred_element_type is None else preferred_element_type)
 
 

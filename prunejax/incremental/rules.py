@@ -13,6 +13,7 @@ import numpy as np
 from jax.extend import core
 
 from prunejax import jaxprs
+from prunejax.canonical.stored import stored
 from prunejax.incremental import spans
 from prunejax.incremental.look import Flattened, Local, Look, Whole
 from prunejax.incremental.memory import Spans
@@ -159,7 +160,8 @@ def _dense(look: Look, eqn: core.JaxprEqn) -> Whole | None:
     kernel = look.whole(matrix).reshape(*shape, -1)
     sizes = (rows.size, columns.size, *kernel.shape[2:])
     part = jax.lax.dynamic_slice(kernel, (*starts[1:3], *starts[:1] * 2), sizes)
-    inputs = [look.change(source).reshape(batch, -1), part.reshape(-1, sizes[-1])]
+    change = stored(look.change(source), kernel)
+    inputs = [change.reshape(batch, -1), part.reshape(-1, sizes[-1])]
     return Whole(look.memory.whole(out) + jaxprs.evaluate(eqn, inputs)[0])
 
 
