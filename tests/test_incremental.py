@@ -270,7 +270,8 @@ def sweeps(draw):
     kernel, stride, dilation = (draw(st.integers(1, most)) for most in (5, 4, 3))
     low, high = draw(st.integers(-2, 5)), draw(st.integers(-2, 5))
     extent = (kernel - 1) * dilation + 1
-    length = draw(st.integers(max(extent - low - high, 1), 16))
+    least = max(extent - low - high, 1)
+    length = draw(st.integers(least, max(least, 16)))
     outputs = (length + low + high - extent) // stride + 1
     size = draw(st.integers(1, length))
     return spans.Sweep(kernel, stride, dilation, low, outputs), length, size
