@@ -16,7 +16,7 @@ from prunejax.attacks.random_search import Point, RandomSearch, RandomSearchStat
 # p is halved after each of these queries.
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 TILES = 5  # a side, at the start in L2 and L1
-SMALL = 9  # a window is small where so many of its size make an image
+SMALL = 4  # a window is small where so many of its size make an image
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -112,8 +112,8 @@ def windowed(function: Callable[[jax.Array], Any], images: Any, size: Sequence[i
 
     Its queries compute anew what the window reaches: of convolutions, poolings, elementwise
     operations, slices, channels put together, a dense layer on all pixels and a mean over them.
-    What comes after another operation, or where the window has grown over half of a map, is
-    computed entirely. Activations other than `[B, H, W, C]` are, too.
+    What comes after another operation, or where the window has grown over three quarters of a map,
+    is computed entirely. Activations other than `[B, H, W, C]` are, too.
 
     Args:
       function: images `[B, H, W, C]` -> logits `[B, K]`, such as a classifier; each image's logits

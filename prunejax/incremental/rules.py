@@ -19,7 +19,7 @@ from prunejax.incremental.look import Flattened, Local, Look, Whole
 from prunejax.incremental.memory import Spans
 from prunejax.incremental.spans import Sweep
 
-MOST = 0.5  # share of a map above which a window does not pay
+MOST = 0.75  # share of a map above which a window does not pay
 
 _UNMOVED = (0, 3, 1, 2)  # axes of batch, channels, rows and columns of [B, H, W, C]
 
