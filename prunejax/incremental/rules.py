@@ -134,7 +134,9 @@ def _swept(look, eqn, fill, no_padding, axes) -> Local | None:
     if not pays(window, shape):
         return None
     x = look.around(eqn.invars[0], tuple(map(spans.read, window, sweeps)), fill)
-    inputs = [x, *map(look.whole, eqn.invars[1:])]
+    kernel = [look.whole(atom) for atom in eqn.invars[1:]]  # of a pooling none
+    # Else XLA works out anew where the window lies for each number that a convolution reads.
+    inputs = [stored(x, *kernel), *kernel] if kernel else [x]
     return Local(window, jaxprs.evaluate(eqn, inputs, padding=no_padding)[0])
 
 
